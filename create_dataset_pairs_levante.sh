@@ -1,0 +1,39 @@
+#!/bin/bash
+# Create the dataset on Levante (DKRZ), or on any SLURM cluster. From the repository's folder:
+#
+#   sbatch -A ACCOUNT create_dataset_pairs_levante.sh                        # music/ -> dataset_pairs_wav/
+#   sbatch -A ACCOUNT create_dataset_pairs_levante.sh --input_dir /my/music  # arguments go to the Python script
+#   tail -f logs/dataset_pairs.out
+#
+#SBATCH --job-name=dataset_pairs
+#SBATCH --partition=compute
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=64G
+#SBATCH --time=04:00:00
+#SBATCH --output=logs/dataset_pairs.out
+#SBATCH --error=logs/dataset_pairs.err
+#SBATCH --open-mode=append
+set -euo pipefail
+
+MODULE=python3 # loaded where there is neither .venv nor an active environment
+
+# SLURM runs a copy of this script: the repository is where sbatch was called.
+cd "${SLURM_SUBMIT_DIR:-.}"
+fail() { echo "create_dataset_pairs_levante.sh: error: $*" >&2; exit 1; }
+[ -f create_dataset_pairs_wav.py ] || fail "$PWD: not the repository; call sbatch from its folder"
+
+if [ -f .venv/bin/activate ]; then
+    # shellcheck disable=SC1091
+    source .venv/bin/activate
+elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; then
+    module load "$MODULE"
+fi
+python -c 'import torch, torchaudio, soundfile' 2>/dev/null ||
+    fail "no Python with torch, torchaudio and soundfile; make .venv first: make install (on a login node)"
+
+echo "== job ${SLURM_JOB_ID:-none} on ${SLURM_JOB_NODELIST:-$(hostname)}, $(date -Is)," \
+    "commit $(git describe --always --dirty 2>/dev/null || echo unknown): create_dataset_pairs_wav.py $*"
+export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+exec python create_dataset_pairs_wav.py --num_workers "${SLURM_CPUS_PER_TASK:-1}" "$@"

@@ -1,0 +1,381 @@
+"""Cut a folder of music into consecutive 16-second WAV pairs: step 1 of the pipeline.
+
+    python create_dataset_pairs_wav.py                          # music/ -> dataset_pairs_wav/
+    python create_dataset_pairs_wav.py --input_dir ~/Music      # any folder, searched recursively
+    sbatch create_dataset_pairs_levante.sh --input_dir ...      # on Levante
+
+Reads whatever libsndfile reads (WAV, FLAC, MP3, Ogg, Opus, AIFF, ...), averages the channels, resamples
+to 24 kHz and pairs each segment with the one after it. Training and validation never share a track.
+Every file appears complete or not at all; a run that was cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from audio_segments import AudioError, find_audio_files, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
+from dataset_pairs import (
+    METADATA_NAME,
+    Pair,
+    PairRow,
+    Segment,
+    Track,
+    read_metadata,
+    split_pairs,
+    usable_pairs,
+    why_unusable,
+    write_metadata,
+)
+from pipeline_common import (
+    UserError,
+    available_cores,
+    finite_float,
+    locked,
+    positive_int,
+    printable,
+    run_script,
+    whole_number,
+)
+
+STAGING_NAME = ".staging"
+PAIR_FILE = re.compile(r"pair_\d{4,}_(input|output)\.wav")
+
+
+# ------------------------------------------------------------------ one track
+
+
+def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namespace) -> Track:
+    """Decode one track and write those of its segments that belong to a usable pair.
+
+    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears
+    by one rename once the track is complete; found there already, it is taken as it is.
+    """
+    path = Path(input_dir, source)
+    try:
+        about = path.stat()
+        identity = [
+            source,
+            about.st_size,
+            about.st_mtime_ns,
+            args.segment_duration,
+            args.sample_rate,
+            args.min_level_db,
+            args.max_pairs,
+        ]
+        key = hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    except OSError as error:
+        return Track(source, [], error.strerror or str(error))
+    final = Path(staging, key)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((final / "track.json").read_text())
+        return Track(source, [Segment(**s) for s in record["segments"]], record["problem"], str(final))
+
+    torch.set_num_threads(1)  # one process a core
+    partial = Path(staging, f"{key}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    segments: list[Segment] = []
+    problem, previous, pairs = "", None, 0
+    try:
+        with open_audio(path, args.sample_rate) as audio:
+            for index, samples in enumerate(stream_segments(audio, args.segment_duration, args.sample_rate)):
+                segment, pcm16 = _examine(samples, args.min_level_db)
+                segments.append(segment)
+                if previous is not None and segment.usable:
+                    if not (partial / f"{index - 1:05d}.wav").exists():
+                        write_wav(partial / f"{index - 1:05d}.wav", previous, args.sample_rate)
+                    write_wav(partial / f"{index:05d}.wav", pcm16, args.sample_rate)
+                    pairs += 1
+                    if pairs >= args.max_pairs + 2:  # more than this track can be asked for (split_pairs drops 2)
+                        break
+                previous = pcm16 if segment.usable else None
+            else:
+                heard = len(segments) * args.segment_duration
+                if audio.frames >= (heard + args.segment_duration) * audio.samplerate:
+                    problem = f"ends after {heard} s of the {audio.frames / audio.samplerate:.0f} s its header promises"
+    except AudioError as error:
+        problem = str(error)
+    if len(segments) < 2 and not problem:
+        problem = f"shorter than two segments ({2 * args.segment_duration} s)"
+    (partial / "track.json").write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    return Track(source, segments, problem, str(final))
+
+
+def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndarray]:
+    if not np.isfinite(samples).all():
+        return Segment("", False, 0), np.zeros(0, np.int16)
+    pcm16, clipped = to_pcm16(samples)
+    digest = hashlib.sha256(pcm16.tobytes()).hexdigest()[:32]
+    return Segment(digest, level_dbfs(samples) >= min_level_db, clipped), pcm16
+
+
+def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Iterator[Track]:
+    """Yield the staged tracks in the order of `sources`, `num_workers` of them under way at a time."""
+    workers = min(args.num_workers, len(sources))
+    if workers == 1:
+        yield from (stage_track(source, str(input_dir), str(staging), args) for source in sources)
+        return
+    # Spawned, as torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        try:
+            queue, remaining = [], iter(sources)
+            while True:
+                for source in itertools.islice(remaining, 2 * workers - len(queue)):
+                    queue.append(pool.submit(stage_track, source, str(input_dir), str(staging), args))
+                if not queue:
+                    return
+                yield queue.pop(0).result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: a killed run leaves no idle processes behind."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ------------------------------------------------------------------ the whole
+
+
+@dataclass
+class Collection:
+    """The tracks cut so far, the usable pairs of each, and the split of these pairs."""
+
+    tracks: list[Track] = field(default_factory=list)
+    pairs: list[list[Pair]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # source, reason
+    train: list[Pair] = field(default_factory=list)
+    val: list[Pair] = field(default_factory=list)
+
+
+def collect(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Collection:
+    """Stage tracks in their order until both splits are full or the music is used up."""
+    collection, owners, found = Collection(), {}, 0
+    sizes = {source: _size(input_dir / source) for source in sources}
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="cutting", disable=not on_terminal) as bar:
+        for done, track in enumerate(stage_tracks(sources, input_dir, staging, args), 1):
+            pairs = usable_pairs(track, owners)
+            found += len(pairs)
+            collection.tracks.append(track)
+            collection.pairs.append(pairs)
+            if not pairs:
+                collection.skipped.append((track.source, why_unusable(track, owners)))
+                tqdm.write(f"skipped {printable(track.source)}: {collection.skipped[-1][1]}", file=sys.stderr)
+            elif track.problem:
+                tqdm.write(f"damaged {printable(track.source)}: {track.problem}; used up to there", file=sys.stderr)
+            bar.update(sizes[track.source])
+            bar.set_postfix(tracks=f"{done}/{len(sources)}", pairs=found)
+            if not on_terminal and done % 100 == 0:
+                print(f"{done}/{len(sources)} tracks, {found} pairs", flush=True)
+            if found >= args.max_pairs or done == len(sources):
+                collection.train, collection.val = split_pairs(collection.pairs, args.max_pairs, args.val_pairs)
+                if len(collection.train) + len(collection.val) == args.max_pairs:
+                    break
+    return collection
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _link(staged: Path, final: Path) -> None:
+    """Give a staged file its final name: a link where the file system has them, a copy otherwise."""
+    beside = final.with_name(f".{final.name}.{os.getpid()}.part")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(staged, beside)
+    except OSError:
+        shutil.copyfile(staged, beside)
+    os.replace(beside, final)
+    beside.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
+
+
+def _remove_stale(output_dir: Path, names: set[str]) -> None:
+    """Remove the pair files (and only those) that are not among `names`, "train/pair_0000_input.wav"."""
+    for path in itertools.chain(*(output_dir.glob(f"{split}/*pair_*") for split in ("train", "val"))):
+        if PAIR_FILE.search(path.name) and f"{path.parent.name}/{path.name}" not in names:
+            path.unlink()
+
+
+def create_dataset(args: argparse.Namespace) -> None:
+    """Do the whole work for parsed arguments; raises UserError for what the user can mend."""
+    input_dir, output_dir = Path(args.input_dir), Path(args.output_dir)
+    if args.val_pairs >= args.max_pairs:
+        raise UserError(
+            f"--val_pairs {args.val_pairs}: must be below --max_pairs {args.max_pairs}, of which it is a part"
+        )
+    if not 1000 <= args.sample_rate <= 1_000_000:
+        raise UserError(f"--sample_rate {args.sample_rate}: must be 1000 to 1000000 Hz; EnCodec needs 24000")
+    if args.segment_duration > 600:
+        raise UserError(f"--segment_duration {args.segment_duration}: must be at most 600 seconds")
+    if not input_dir.is_dir():
+        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir}: is a file; name a folder")
+    sources = find_audio_files(input_dir)
+    if not sources:
+        raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
+    settings = {
+        name: str(getattr(args, name))
+        for name in ("segment_duration", "sample_rate", "max_pairs", "val_pairs", "min_level_db", "seed")
+    }
+    listing = repr([(source, _size(input_dir / source)) for source in sources])
+    settings["input_files"] = (
+        f"{len(sources)} ({hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"
+    )
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(output_dir, "dataset creation"):
+        metadata = output_dir / METADATA_NAME
+        if metadata.exists() and not args.overwrite:
+            known = read_metadata(metadata)
+            changed = [
+                f"{key} {known.settings.get(key)} -> {value}"
+                for key, value in settings.items()
+                if known.settings.get(key) != value
+            ]
+            if changed:
+                raise UserError(
+                    f"{metadata}: made with other settings ({'; '.join(changed)}); "
+                    "add --overwrite or choose another --output_dir"
+                )
+            if _is_complete(output_dir, known.pairs, args):
+                print(f"{output_dir}: already complete, {len(known.pairs)} pairs; nothing to do")
+                return
+        metadata.unlink(missing_ok=True)
+        _build(sources, input_dir, output_dir, settings, args)
+
+
+def _is_complete(output_dir: Path, pairs: list[PairRow], args: argparse.Namespace) -> bool:
+    size = 44 + 2 * args.segment_duration * args.sample_rate
+    return all(_size(output_dir / name) == size for pair in pairs for name in pair.files)
+
+
+def _build(
+    sources: list[str], input_dir: Path, output_dir: Path, settings: dict[str, str], args: argparse.Namespace
+) -> None:
+    staging = output_dir / STAGING_NAME
+    staging.mkdir(exist_ok=True)
+    for leftover in staging.glob("*.part"):
+        shutil.rmtree(leftover)
+    random.Random(args.seed).shuffle(sources)
+    print(f"{len(sources)} audio files in {input_dir}; {min(args.num_workers, len(sources))} processes", flush=True)
+    made = collect(sources, input_dir, staging, args)
+    chosen = made.train + made.val
+    if not chosen:
+        first = "; ".join(f"{printable(source)}: {reason}" for source, reason in made.skipped[:3])
+        raise UserError(
+            f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
+            f"{args.segment_duration} s segments ({first})"
+        )
+
+    rows = [
+        PairRow(
+            f"pair_{number:04d}",
+            "train" if number < len(made.train) else "val",
+            printable(pair.track.source),
+            pair.index * args.segment_duration,
+        )
+        for number, pair in enumerate(chosen)
+    ]
+    for split in ("train", "val"):
+        (output_dir / split).mkdir(exist_ok=True)
+    _remove_stale(output_dir, {name for row in rows for name in row.files})
+    for row, pair in zip(tqdm(rows, unit="pair", desc="writing", disable=not sys.stderr.isatty()), chosen, strict=True):
+        for offset, name in enumerate(row.files):
+            _link(pair.track.wav(pair.index + offset), output_dir / name)
+    totals = _totals(made, sources, args)
+    write_metadata(
+        output_dir / METADATA_NAME, settings, totals, [(printable(s), printable(why)) for s, why in made.skipped], rows
+    )
+    shutil.rmtree(staging, ignore_errors=True)
+    print(
+        f"{output_dir}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
+        f"{totals['skipped_files']} files skipped"
+    )
+    if not made.val:
+        print(
+            f"{output_dir}: too little music for a validation split, and training needs one: add another track",
+            file=sys.stderr,
+        )
+
+
+def _totals(made: Collection, sources: list[str], args: argparse.Namespace) -> dict[str, str]:
+    chosen = made.train + made.val
+    used = {pair.track.source for pair in chosen}
+    written = {(pair.track.source, k): pair.track.segments[k] for pair in chosen for k in (pair.index, pair.index + 1)}
+    heard = [segment for track in made.tracks for segment in track.segments]
+    return {
+        "pairs": f"{len(chosen)} ({len(made.train)} train, {len(made.val)} val)",
+        "tracks": f"{len(used)} of {len(sources)}",
+        "hours": f"{len(written) * args.segment_duration / 3600:.2f}",
+        "quiet_segments": str(sum(bool(s.digest) and not s.usable for s in heard)),
+        "non_finite_segments": str(sum(not s.digest for s in heard)),
+        "clipped_samples": str(sum(segment.clipped for segment in written.values())),
+        "skipped_files": str(len(made.skipped)),
+        "damaged_files": str(sum(bool(track.problem) and track.source in used for track in made.tracks)),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input_dir", default="music", help="folder of music, searched recursively (default: %(default)s)")
+    add("--output_dir", default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
+    add("--segment_duration", type=positive_int, default=16, help="whole seconds (default: %(default)s)")
+    add("--sample_rate", type=positive_int, default=24000, help="Hz (default: %(default)s)")
+    add("--max_pairs", type=positive_int, default=2000, help="train and val together (default: %(default)s)")
+    add("--val_pairs", type=whole_number, default=200, help="of these, for validation (default: %(default)s)")
+    add(
+        "--min_level_db",
+        type=finite_float,
+        default=-60.0,
+        help="a segment with less RMS, in dBFS, is left out (default: %(default)s)",
+    )
+    add("--seed", type=whole_number, default=42, help="order of the tracks (default: %(default)s)")
+    add(
+        "--num_workers",
+        type=positive_int,
+        default=available_cores(),
+        help="processes (default: all cores given, here %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace a dataset made with other settings")
+    create_dataset(parser.parse_args())
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

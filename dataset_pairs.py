@@ -1,0 +1,159 @@
+"""What a pair is, which split it belongs to, and the metadata.txt that records it.
+
+Nothing to run. metadata.txt is for people and for programs: `key: value` lines, then one tab-separated
+line for each skipped file and each pair, and last a checksum of all that stands above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline_common import UserError, written_beside
+
+METADATA_NAME = "metadata.txt"
+TITLE = "Jingle_D: pairs of consecutive segments, mono 16-bit WAV"
+PAIR_HEADER = "pair\tsplit\tsource\tstart_s"
+SKIPPED_HEADER = "skipped\treason"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is known of one segment of a track."""
+
+    digest: str  # of the 16-bit samples
+    usable: bool  # loud enough and finite
+    clipped: int  # samples
+
+
+@dataclass(frozen=True)
+class Track:
+    """One audio file, cut: its segments in order, and where those worth keeping are staged."""
+
+    source: str  # path below the input folder
+    segments: list[Segment]
+    problem: str = ""  # why it gave nothing, or gave less than its header promised
+    staged: str = ""  # folder with NNNNN.wav for each segment in a usable pair
+
+    def wav(self, index: int) -> Path:
+        return Path(self.staged) / f"{index:05d}.wav"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Segments `index` and `index + 1` of one track."""
+
+    track: Track
+    index: int
+
+
+def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
+    """The pairs of a track whose two segments are usable and stand in no earlier track.
+
+    `owners` maps the digests seen so far to their tracks and is brought up to date. A song that is
+    there twice, whole or cut short, is used once: it cannot be in both splits.
+    """
+    good = [s.usable and owners.setdefault(s.digest, track.source) == track.source for s in track.segments]
+    return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
+
+
+def why_unusable(track: Track, owners: dict[str, str]) -> str:
+    """Why a track gave no pair, in a few words."""
+    if track.problem:
+        return track.problem
+    for segment in track.segments:
+        if segment.usable and owners[segment.digest] != track.source:
+            return f"same audio as {owners[segment.digest]}"
+    return "no two neighbouring segments are loud enough and finite"
+
+
+def split_pairs(pairs_by_track: list[list[Pair]], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:
+    """Split into (train, val) so that no track is in both; never more than the limits.
+
+    Validation is to hold `val_pairs`, or the share val_pairs / max_pairs of fewer pairs. It takes whole
+    tracks in their order, passing over those that would overshoot while another fits; training has the
+    rest. A single track is split in time, without the pairs that straddle the cut.
+    """
+    tracks = [pairs for pairs in pairs_by_track if pairs]
+    total = sum(map(len, tracks))
+    wanted = min(val_pairs, max(1, round(total * val_pairs / max_pairs))) if val_pairs else 0
+    train_limit = max_pairs - val_pairs
+    if len(tracks) == 1:
+        pairs = tracks[0]
+        if wanted == 0 or len(pairs) < 2:
+            return pairs[:train_limit], []
+        val = pairs[len(pairs) - wanted :]
+        return [pair for pair in pairs if pair.index + 1 < val[0].index][:train_limit], val
+    rest, val = list(tracks), []
+    while len(val) < wanted and len(rest) > 1:
+        fitting = (pairs for pairs in rest if len(val) + len(pairs) <= wanted)
+        chosen = next(fitting, None) or min(rest, key=len)
+        rest = [pairs for pairs in rest if pairs is not chosen]
+        val += chosen
+    train = [pair for pairs in rest for pair in pairs]
+    return train[:train_limit], val[:val_pairs]
+
+
+# ------------------------------------------------------------------ metadata.txt
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One pair: its name (pair_0000), split (train or val), source track and start in it (seconds)."""
+
+    name: str
+    split: str
+    source: str
+    start_s: int
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The pair's two files below the dataset's folder."""
+        return f"{self.split}/{self.name}_input.wav", f"{self.split}/{self.name}_output.wav"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    settings: dict[str, str]  # settings and totals, as written
+    skipped: list[tuple[str, str]]  # source, reason
+    pairs: list[PairRow]
+
+
+def write_metadata(
+    path: Path, settings: dict[str, str], totals: dict[str, str], skipped: list[tuple[str, str]], pairs: list[PairRow]
+) -> None:
+    """Write metadata.txt; names in it must be free of tabs and newlines (see `printable`)."""
+    lines = [TITLE, ""]
+    lines += [f"{key}: {value}" for key, value in (settings | totals).items()]
+    lines += ["", SKIPPED_HEADER] + [f"{source}\t{reason}" for source, reason in skipped]
+    lines += ["", PAIR_HEADER] + [f"{row.name}\t{row.split}\t{row.source}\t{row.start_s}" for row in pairs]
+    text = "\n".join(lines) + "\n\n"
+    with written_beside(path, sync=True) as beside:
+        beside.write_text(f"{text}sha256: {_digest(text)}\n", encoding="utf-8")
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read metadata.txt; UserError if it is missing or not as it was written."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        body, digest = text.rsplit("sha256: ", 1)
+        if digest.strip() != _digest(body):
+            raise ValueError("checksum")
+        _, head, skipped, pairs, _ = body.split("\n\n")
+        rows = [line.split("\t") for line in pairs.splitlines()[1:]]
+        return Metadata(
+            dict(line.split(": ", 1) for line in head.splitlines()),
+            [tuple(line.split("\t", 1)) for line in skipped.splitlines()[1:]],
+            [PairRow(name, split, source, int(start)) for name, split, source, start in rows],
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; create the dataset first (create_dataset_pairs_wav.py)") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path}: was changed since it was written; create the dataset again with --overwrite"
+        ) from error
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,0 +1,172 @@
+"""What every script here shares: one-line errors, files that appear whole, devices, and cores.
+
+Nothing to run. A user's mistake is raised as `UserError` and ends in one line on stderr with exit
+status 1; every file is written beside its final name and renamed, so that no reader ever sees half
+of it, whatever kills the writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import math
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """A mistake of the user or of the data: one line that names the file or flag and the remedy."""
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave with its exit status; a `UserError` becomes one line and status 1."""
+    name = Path(sys.argv[0]).name
+    try:
+        status = main() or 0
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        status = 1
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"{name}: error: {describe_os_error(error)}", file=sys.stderr, flush=True)
+        status = 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status)
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for a full disk, a missing permission and their kind, with the file's name."""
+    where = f"{printable(error.filename)}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}"
+
+
+def printable(name: str | bytes | os.PathLike) -> str:
+    """A file name as one line of valid UTF-8: what is not text, a tab or a newline is escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def written_beside(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
+
+    The rename is atomic on every POSIX file system: `path` is either as it was or complete. With
+    `sync` the data reaches the disk before the name does, so that not even a crash of the node
+    leaves the name on an empty file: worth its time for what cannot be made again.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        if sync:
+            with open(beside, "rb") as written:
+                os.fsync(written.fileno())
+        beside.chmod(0o666 & ~_umask())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
+    """Hold `folder` for one process; the system frees the lock with its holder, however that ends.
+
+    Raises UserError that says who holds it. A file system without locks (some Lustre mounts) is
+    used without.
+    """
+    path = Path(folder, ".lock")
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it or stop it"
+            ) from error
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def available_cores() -> int:
+    """The cores this process may use: a SLURM or taskset allotment rather than the whole machine."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """The torch device that `--device` names: auto, cpu, cuda or mps.
+
+    `auto` prefers CUDA, then Apple's MPS, then the CPU; `index` is the process's place on its node.
+    Raises UserError where the machine has no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu, or auto")
+    if name == "mps" and not has_mps:
+        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu, or auto")
+    return torch.device(name, index) if name == "cuda" else torch.device(name)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+
+
+def whole_number(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    return _number(text, int, "a whole number of at least 0", lambda value: value >= 0)
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    return _number(text, float, "a number of at least 0", lambda value: 0 <= value < float("inf"))
+
+
+def finite_float(text: str) -> float:
+    """argparse type: a number that is not infinite."""
+    return _number(text, float, "a finite number", math.isfinite)
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number from 0 up to, but not including, 1."""
+    return _number(text, float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def _number(text: str, kind: type, wanted: str, is_valid: Callable) -> int | float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value

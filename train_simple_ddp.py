@@ -1,0 +1,177 @@
+"""Train the transformer: the entry point, on one CPU, one GPU or many.
+
+    python train_simple_ddp.py                             # one process per GPU, or one on the CPU
+    python train_simple_ddp.py --num_processes 2           # two processes on this machine
+    torchrun --nproc_per_node=4 train_simple_ddp.py        # the same, started by torchrun
+    sbatch run_train_simple.sh                             # on Levante, 4 GPUs
+
+Every default is the document's. A run that was cut goes on where it was when the same command is given
+again; Ctrl-C saves first. Watch the log, or checkpoints_simple/metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from multiprocessing import SimpleQueue
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+
+from dataset_wav_pairs import find_pairs
+from frozen_encodec import find_weights
+from pipeline_common import (
+    UserError,
+    fraction,
+    non_negative_float,
+    pick_device,
+    positive_float,
+    positive_int,
+    run_script,
+    whole_number,
+)
+from train_simple_worker import train_worker
+from training_state import TrainConfig
+
+
+def parse_args() -> tuple[TrainConfig, int | None]:
+    """The run's settings and --num_processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = TrainConfig()
+
+    def add(flag: str, help: str, **options: object) -> None:
+        parser.add_argument(
+            f"--{flag}", default=getattr(defaults, flag), help=f"{help} (default: %(default)s)", **options
+        )
+
+    add("dataset_dir", "as made by create_dataset_pairs_wav.py")
+    add("checkpoint_dir", "where checkpoints and metrics.jsonl go")
+    add("batch_size", "pairs per process and step", type=positive_int)
+    add("epochs", "at most so many", type=positive_int)
+    add("lr", "AdamW's learning rate", type=positive_float)
+    add("weight_decay", "AdamW's weight decay", type=non_negative_float)
+    add("patience", "stop after so many epochs without a better validation MSE", type=positive_int)
+    add("scheduler_factor", "the learning rate is multiplied by this on a plateau", type=fraction)
+    add("scheduler_patience", "epochs without progress before that", type=whole_number)
+    add("max_grad_norm", "gradients are clipped to this norm", type=positive_float)
+    add("checkpoint_every", "epochs between the checkpoint_epoch_N.pt that are kept", type=positive_int)
+    add("num_layers", "transformer layers", type=positive_int)
+    add("num_heads", "attention heads", type=positive_int)
+    add("dropout", "on embeddings, residual branches and feed-forward", type=fraction)
+    parser.add_argument("--num_processes", type=positive_int, help="on this machine (default: one per GPU, else 1)")
+    add("device", "auto is CUDA, else Apple's GPU, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
+    add("precision", "auto is bf16 on GPUs that have it, else fp32", choices=("auto", "fp32", "bf16"))
+    add(
+        "resume",
+        "auto goes on with a run found in checkpoint_dir, never removes it and starts anew",
+        choices=("auto", "never"),
+    )
+    parser.add_argument("--no_cache", action="store_true", help="encode every batch as it comes and keep nothing")
+    parser.add_argument("--cache_dir", help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
+    add("encodec_weights", "pretrained, untrained, or a file or folder")
+    add("seed", "of weights, data order and dropout", type=whole_number)
+    args = vars(parser.parse_args())
+    num_processes = args.pop("num_processes")
+    return TrainConfig(**args), num_processes
+
+
+def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
+    """Raise UserError for whatever can be known to be wrong before any long work."""
+    device = pick_device(config.device)
+    if device.type == "cuda" and processes_on_node > torch.cuda.device_count():
+        raise UserError(
+            f"--num_processes {processes_on_node}: only {torch.cuda.device_count()} GPUs are visible; "
+            "ask for as many, or --device cpu"
+        )
+    if device.type == "mps" and processes_on_node > 1:
+        raise UserError(
+            f"--num_processes {processes_on_node}: Apple's GPU takes one process; use --device cpu for more"
+        )
+    if 128 % config.num_heads:
+        raise UserError(f"--num_heads {config.num_heads}: must divide the 128 embedding channels (1, 2, 4, 8, ...)")
+    if config.scheduler_factor == 0:
+        raise UserError("--scheduler_factor 0: must be above 0, or the training would stand still")
+    dataset = Path(config.dataset_dir)
+    if (dataset / ".staging").is_dir() and not (dataset / "metadata.txt").exists():
+        raise UserError(f"{dataset}: its creation was cut short; run create_dataset_pairs_wav.py again")
+    for split in ("train", "val"):
+        find_pairs(dataset / split)
+    checkpoints = Path(config.checkpoint_dir)
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise UserError(f"--checkpoint_dir {checkpoints}: is a file; name a folder")
+    if config.encodec_weights != "untrained":
+        find_weights(config.encodec_weights)
+
+
+def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:
+    """One of several processes: a user's mistake met there ends in one line, as in a single one."""
+    try:
+        train_worker(rank, world_size, config)
+    except UserError as error:
+        if mistakes is not None:
+            mistakes.put(str(error))
+        else:
+            # All processes of a node meet most mistakes; the first speaks, and torchrun ends the others.
+            time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the others may wait in a collective: leave without joining them
+
+
+def start_processes(num_processes: int, config: TrainConfig) -> int:
+    """Start the processes on this machine, pass signals on to them, return the exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    started = torch.multiprocessing.start_processes(
+        run_process, (num_processes, config, mistakes), num_processes, join=False, start_method="spawn"
+    )
+
+    def pass_on(number: int, _frame: object) -> None:
+        for pid in started.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    try:
+        while not started.join(grace_period=5):
+            pass
+    except torch.multiprocessing.ProcessExitedException as error:
+        if not mistakes.empty():
+            raise UserError(mistakes.get()) from error
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+    return 0
+
+
+def main() -> int:
+    config, num_processes = parse_args()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # under torchrun
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        try:
+            check_before_start(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        except UserError:
+            if local_rank == 0:
+                raise
+            return 1
+        run_process(rank, world_size, config)
+        return 0
+    on_cuda = pick_device(config.device).type == "cuda"
+    num_processes = num_processes or (torch.cuda.device_count() if on_cuda else 1)
+    check_before_start(config, num_processes)
+    if num_processes == 1:
+        train_worker(0, 1, config)
+        return 0
+    return start_processes(num_processes, config)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,204 @@
+"""What a training run knows, and its checkpoints: written whole, read safely, resumed exactly.
+
+Nothing to run. Used by train_simple_worker.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
+from pipeline_common import UserError, written_beside
+
+LAST, BEST, METRICS = "last.pt", "best_model.pt", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a run; the defaults are the document's. Saved in every checkpoint."""
+
+    dataset_dir: str = "dataset_pairs_wav"
+    checkpoint_dir: str = "checkpoints_simple"
+    batch_size: int = 16  # pairs per process
+    epochs: int = 200
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    patience: int = 20  # epochs without a better validation MSE before the run stops
+    scheduler_factor: float = 0.5
+    scheduler_patience: int = 5
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 10  # epochs
+    num_layers: int = 4
+    num_heads: int = 8
+    dropout: float = 0.1
+    device: str = "auto"
+    precision: str = "auto"
+    resume: str = "auto"
+    no_cache: bool = False
+    cache_dir: str | None = None
+    encodec_weights: str = "pretrained"
+    seed: int = 42
+
+
+# Settings that leave the course of the training as it is, so that a resumed run may have others.
+FREE_ON_RESUME = {
+    "dataset_dir", "checkpoint_dir", "epochs", "checkpoint_every", "device", "resume", "no_cache", "cache_dir",
+    "encodec_weights",
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """Where a run is. With weights, optimizer and scheduler this is all that a resume needs: the order of
+    the data and the random numbers of a step follow from seed, epoch and step alone.
+    """
+
+    epoch: int = 1  # the epoch under way
+    step: int = 0  # steps of it that are done
+    step_errors: list[float] = field(default_factory=list)  # of these steps: this process's squared error
+    step_grad_norms: list[float] = field(default_factory=list)
+    best_mse: float = float("inf")
+    best_epoch: int = 0
+    seconds: float = 0.0  # of training so far
+    finished: str = ""  # why, once it is
+
+
+def run_identity(config: TrainConfig, world_size: int, precision: str, codec: str) -> dict[str, object]:
+    """What must be equal for a run to go on: settings, processes and codec; the data comes later."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
+    return settings | {"precision": precision, "world_size": world_size, "codec": codec}
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint (tensors and plain values) beside its name and rename it."""
+    with written_beside(path, sync=True) as beside:
+        torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, beside)
+
+
+def read_last(config: TrainConfig) -> dict | None:
+    """The checkpoint that a run in `checkpoint_dir` goes on from, None if there is none.
+
+    UserError, naming what there is instead, if it is damaged.
+    """
+    folder = Path(config.checkpoint_dir)
+    if config.resume == "never":
+        return None
+    others = sorted(folder.glob("checkpoint_epoch_*.pt"), key=lambda p: p.stat().st_mtime)
+    others += [folder / BEST] if (folder / BEST).exists() else []
+    offer = f"copy {others[0] if len(others) == 1 else others[-2]} over it to go on from there, or" if others else "use"
+    if not (folder / LAST).exists():
+        if others:
+            raise UserError(
+                f"{folder / LAST}: missing, though the folder holds a run; {offer} --resume never to start anew"
+            )
+        return None
+    try:
+        return load_checkpoint(folder / LAST)
+    except UserError as error:
+        raise UserError(f"{folder / LAST}: damaged; {offer} --resume never to start anew") from error
+
+
+def check_same_run(folder: str, saved: dict[str, object], now: dict[str, object]) -> None:
+    """UserError that names each difference if the run in `folder` cannot go on as the present one."""
+    changed = [f"{key} {saved.get(key)} -> {value}" for key, value in now.items() if saved.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{folder}: holds a run with another configuration ({'; '.join(changed)}); "
+            "choose another --checkpoint_dir, or --resume never"
+        )
+
+
+def start_anew(folder: Path) -> None:
+    """Remove the files of an earlier run, and only those."""
+    for path in [folder / LAST, folder / BEST, folder / METRICS, *folder.glob("checkpoint_epoch_*.pt")]:
+        path.unlink(missing_ok=True)
+
+
+class MetricsLog:
+    """metrics.jsonl: a line with the baselines, then one a finished epoch."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / METRICS
+
+    def begin(self, baselines: dict[str, float], epochs_done: int) -> None:
+        """Start the file, or bring it back to where the resumed checkpoint is."""
+        kept = [line for line in self._lines() if line.get("epoch", 0) in range(1, epochs_done + 1)]
+        with written_beside(self.path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
+
+    def append(self, line: dict[str, object]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _lines(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        lines = []
+        for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
+            try:
+                line = json.loads(text)
+                lines.append(line if isinstance(line, dict) else {})
+            except ValueError:  # the half line of a killed run, or damage
+                print(f"{self.path}: line {number} is damaged and left out", flush=True)
+        return lines
+
+
+def epoch_chunks(
+    num_pairs: int, batch_size: int, rank: int, world_size: int, seed: int, epoch: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The pairs of each step of an epoch for one process, and how many every process has in it.
+
+    The order follows from seed and epoch alone. A step takes batch_size * world_size pairs, spread as
+    evenly as can be; the last takes what remains. A process without a pair there gets one to
+    run along with, which counts 0.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(num_pairs).tolist()
+    step_size = batch_size * world_size
+    batches = [order[i : i + step_size] for i in range(0, num_pairs, step_size)]
+    chunks = [batch[rank::world_size] or batch[:1] for batch in batches]
+    return chunks, [[len(batch[r::world_size]) for r in range(world_size)] for batch in batches]
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several whole numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """fp32 or bf16: `auto` is bf16 on GPUs that compute it, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def describe_run(config: TrainConfig, world_size: int, device: torch.device, precision: str) -> str:
+    """The opening of the log: when, what code, on what, with which settings."""
+    here, now = Path(__file__).parent, datetime.datetime.now().isoformat(timespec="seconds")
+    git = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads each"
+    )
+    settings = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items())
+    return (
+        f"training   {now}, commit {git.stdout.strip() or 'unknown'}\n"
+        f"versions   python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}\n"
+        f"devices    {world_size} x {device.type} ({name}), {precision}, "
+        f"batch {config.batch_size} x {world_size} = {config.batch_size * world_size}\n"
+        f"settings   {settings}"
+    )
