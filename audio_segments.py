@@ -86,7 +86,8 @@ def stream_segments(audio: soundfile.SoundFile, segment_duration: int, sample_ra
     divisor, the resampler computes n outputs from each period of o inputs and the `half_width`
     inputs on both sides. A segment is a whole number of seconds, hence of periods; a block that
     begins a whole number of periods (at least half_width inputs) before its segment and ends as far
-    behind it gives the segment's outputs from the same inputs through the same sums.
+    behind it gives the segment's outputs from the same inputs through the same sums. (For blocks of about a
+    second and less, oneDNN may pick a kernel that adds in another order: there the last bit can differ.)
 
     A remainder shorter than a segment is dropped. AudioError: the decoder met damage; what was
     yielded before is good.

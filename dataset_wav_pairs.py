@@ -131,10 +131,23 @@ class WavPairsDataset(Dataset):
         return self.encode([path])[0].cpu()
 
     def encode(self, paths: list[Path]) -> torch.Tensor:
-        """Encode WAVs together, [len(paths), 128, frames] on the codec's device; kept if there is a cache.
+        """Encode WAVs, [len(paths), 128, frames] on the codec's device; kept if there is a cache.
 
         Raises UserError, naming the file, for an embedding that is not finite.
         """
+        size = self.encode_batch
+        return torch.cat([self._encode_together(paths[i : i + size]) for i in range(0, len(paths), size)])
+
+    @property
+    def encode_batch(self) -> int:
+        """How many segments are encoded together."""
+        if self.codec.device.type != "cuda":
+            return CPU_ENCODE_BATCH
+        # The first level holds about four copies of [B, 32, samples] in float32.
+        free = torch.cuda.mem_get_info(self.codec.device)[0]
+        return max(1, min(64, int(free / 2 / (4 * 32 * 4 * self.num_samples))))
+
+    def _encode_together(self, paths: list[Path]) -> torch.Tensor:
         waveforms = torch.stack([torch.from_numpy(_read_pcm16(path)) for path in paths])
         embeddings = self.codec.encode(waveforms.unsqueeze(1).to(self.codec.device).float() / 32768)
         finite = embeddings.isfinite().flatten(1).all(dim=1).tolist()
@@ -250,7 +263,7 @@ def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, worl
     mine = missing[rank::world_size]
     dataset = missing[0][0]
     hours = len(missing) * dataset.num_samples / dataset.codec.sample_rate / 3600
-    batch_size = _encode_batch(dataset)
+    batch_size = dataset.encode_batch
     if rank == 0:
         print(
             f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {dataset.cache.folder}",
@@ -272,14 +285,6 @@ def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, worl
             left = (now - started) * (1 / done - 1) / 60
             print(f"encoding: {done * hours:.2f} of {hours:.2f} h of audio, {left:.0f} min left", flush=True)
     bar.close()
-
-
-def _encode_batch(dataset: WavPairsDataset) -> int:
-    device = dataset.codec.device
-    if device.type != "cuda":
-        return CPU_ENCODE_BATCH
-    # The first level holds about four copies of [B, 32, samples] in float32.
-    return max(1, min(64, int(torch.cuda.mem_get_info(device)[0] / 2 / (4 * 32 * 4 * dataset.num_samples))))
 
 
 def find_pairs(split_dir: Path) -> list[tuple[Path, Path]]:

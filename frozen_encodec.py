@@ -45,7 +45,7 @@ class FrozenEncodec(nn.Module):
     def __init__(self, model: encodec.model.EncodecModel, fingerprint: str, is_pretrained: bool):
         super().__init__()
         _fold_weight_norm(model)
-        self.model = model.requires_grad_(False).eval()
+        self.model = model.requires_grad_(False)
         self.fingerprint = fingerprint
         self.is_pretrained = is_pretrained
         self.sample_rate: int = model.sample_rate
@@ -57,6 +57,7 @@ class FrozenEncodec(nn.Module):
         lstm_at = next(i for i, layer in enumerate(encoder) if type(layer).__name__ == "SLSTM")
         self._encoder_convolutions, self._encoder_end = encoder[:lstm_at], encoder[lstm_at:]
         self._decoder_start, self._decoder_convolutions = decoder[:2], decoder[2:]
+        self.eval()
 
     def train(self, mode: bool = True) -> FrozenEncodec:
         """Stay in evaluation mode: the codec is frozen, whatever a surrounding module does."""
@@ -70,7 +71,7 @@ class FrozenEncodec(nn.Module):
     def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Waveforms [B, 1, samples] at 24 kHz -> embeddings [B, 128, ceil(samples / 320)].
 
-        Equal to EnCodec's own encoder (to the last bit on CPUs, for two waveforms or more): the
+        Equal to EnCodec's own encoder under no_grad (on CPUs to the last bit, for two waveforms or more): the
         convolutions are causal, so they are run piece by piece, each piece with enough of its past
         (see CONTEXT_FRAMES), and the LSTM over the whole. The result for one waveform does not
         depend on what else is in the batch.

@@ -17,12 +17,14 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from multiprocessing import SimpleQueue
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
+from tqdm import tqdm
 
 from dataset_wav_pairs import find_pairs
 from frozen_encodec import find_weights
@@ -111,6 +113,7 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
 
 def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
+    tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
         train_worker(rank, world_size, config)
     except UserError as error:
@@ -120,7 +123,12 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
             # All processes of a node meet most mistakes; the first speaks, and torchrun ends the others.
             time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.flush()
         os._exit(1)  # the others may wait in a collective: leave without joining them
+    # All is saved and the process group is gone, but gloo's threads now and then abort a process that
+    # unwinds at its end ("terminate called without an active exception"): do not unwind.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def start_processes(num_processes: int, config: TrainConfig) -> int:

@@ -1,0 +1,195 @@
+"""The codec: equal to EnCodec's own, frozen, and its weights loaded with care."""
+
+import hashlib
+import http.server
+import pickle
+import threading
+import warnings
+from pathlib import Path
+
+import encodec.model
+import pytest
+import torch
+from conftest import one_line_error, run_script
+
+import frozen_encodec
+from frozen_encodec import find_weights, load_frozen_encodec
+from pipeline_common import UserError
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    time = torch.arange(16 * 24000) / 24000
+    notes = torch.stack([torch.sin(6.2832 * f * time) for f in (220.0, 331.0)])
+    return (0.2 * notes + 0.05 * torch.randn(2, len(time), generator=torch.Generator().manual_seed(1))).unsqueeze(1)
+
+
+@torch.no_grad()
+def test_pieces_give_encodecs_own_result(codec, waveforms):
+    assert torch.equal(codec.encode(waveforms), codec.model.encoder(waveforms))
+
+
+@pytest.mark.parametrize("samples", [1, 100, 319, 320, 321, 15999, 16001, 16961, 40000])
+def test_any_length(codec, waveforms, samples):
+    short = waveforms[:, :, :samples]
+    got, expected = codec.encode(short), codec.model.encoder(short)
+    assert got.shape == (2, 128, -(-samples // 320))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codec.decode(expected), codec.model.decoder(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_decoding_in_pieces(codec, waveforms):
+    embeddings = codec.encode(waveforms)
+    decoded = codec.decode(embeddings)
+    assert decoded.shape == (2, 1, 1200 * 320)
+    torch.testing.assert_close(decoded, codec.model.decoder(embeddings), atol=1e-5, rtol=0)
+
+
+def test_an_embedding_does_not_depend_on_the_batch(codec, waveforms):
+    batch = waveforms[:, :, :48000].repeat(4, 1, 1)
+    for size in (1, 2, 3, 5, 8):
+        assert torch.equal(codec.encode(batch[:size])[0], codec.encode(batch)[0])
+
+
+def test_folding_the_weight_norm_changes_nothing(codec, waveforms):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        original = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
+    torch.manual_seed(3)
+    state = {k: torch.randn_like(v) * 0.05 if "weight_v" in k else v for k, v in original.state_dict().items()}
+    original.load_state_dict(state)
+    original.set_target_bandwidth(6.0)
+    short = waveforms[:, :, :8000]
+    expected = original.encoder(short).detach()
+    folded = frozen_encodec.FrozenEncodec(original, "test", False)
+    torch.testing.assert_close(folded.encode(short), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_quantize_is_what_6_kbps_can_carry(codec, waveforms):
+    """Equal to EnCodec's own codes, decoded; 8 codebooks of 10 bits at 75 frames a second are 6 kbps."""
+    short = waveforms[:, :, :32000]
+    ((codes, _),) = codec.model.encode(short)
+    assert codes.shape == (2, 8, 100)
+    expected = codec.model.quantizer.decode(codes.transpose(0, 1))
+    torch.testing.assert_close(codec.quantize(codec.encode(short)), expected)
+
+
+def test_frozen(codec, waveforms):
+    assert not any(p.requires_grad for p in codec.parameters())
+    assert not codec.train().training and not codec.model.encoder.training
+    short = waveforms[:, :, :3200].clone().requires_grad_(True)
+    embeddings = codec.encode(short)
+    assert not embeddings.requires_grad and not codec.decode(embeddings).requires_grad
+
+
+def test_wrong_shapes_say_what_is_expected(codec):
+    with pytest.raises(ValueError, match=r"\[B, 1, samples\], got \[2, 2, 100\]"):
+        codec.encode(torch.zeros(2, 2, 100))
+    for call in (codec.decode, codec.quantize):
+        with pytest.raises(ValueError, match=r"\[B, 128, frames\], got \[1, 64, 10\]"):
+            call(torch.zeros(1, 64, 10))
+
+
+def test_untrained_is_the_same_every_time_and_leaves_the_random_numbers_alone(codec):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    again = load_frozen_encodec("untrained")
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert again.fingerprint == codec.fingerprint and not again.is_pretrained
+    assert all(torch.equal(a, b) for a, b in zip(codec.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+# ------------------------------------------------------------------ weights
+
+
+def save_weights(folder: Path, seed: int, content: object = None) -> Path:
+    """A file of the right form, the first digits of its SHA-256 in its name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
+    torch.save(model.state_dict() if content is None else content, folder / "weights")
+    digits = hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
+    return (folder / "weights").rename(folder / f"encodec_24khz-{digits}.th")
+
+
+def test_weights_from_a_file_or_a_folder(tmp_path, waveforms):
+    path = save_weights(tmp_path, 1)
+    from_file, from_folder = load_frozen_encodec(str(path)), load_frozen_encodec(str(tmp_path))
+    assert from_file.is_pretrained and from_file.fingerprint == from_folder.fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
+    plain.load_state_dict(torch.load(path, weights_only=True))
+    short = waveforms[:, :, :8000]
+    torch.testing.assert_close(from_file.encode(short), plain.encoder(short).detach(), atol=1e-6, rtol=1e-4)
+    (tmp_path / "other").mkdir()
+    assert load_frozen_encodec(str(save_weights(tmp_path / "other", 2))).fingerprint != from_file.fingerprint
+
+
+def test_a_flipped_byte_in_the_weights_is_noticed(tmp_path):
+    path = save_weights(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load_frozen_encodec(str(path))
+
+
+class Payload:
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path):
+    """Even with a matching hash in its name."""
+    path = save_weights(tmp_path, 0, content={"model": Payload(tmp_path / "trace")})
+    with pytest.raises(UserError, match="not the weights"):
+        load_frozen_encodec(str(path))
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Payload(tmp_path / "trace")))
+    digits = hashlib.sha256((tmp_path / "pickle").read_bytes()).hexdigest()[:8]
+    (tmp_path / "pickle").rename(tmp_path / f"x-{digits}.th")
+    with pytest.raises(UserError, match="not the weights"):
+        load_frozen_encodec(str(tmp_path / f"x-{digits}.th"))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_another_models_weights_are_refused(tmp_path):
+    path = save_weights(tmp_path, 0, content={"weight": torch.zeros(2)})
+    with pytest.raises(UserError, match="not the weights of the 24 kHz EnCodec"):
+        load_frozen_encodec(str(path))
+
+
+def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
+    """The real download code, from a server on this machine."""
+    (tmp_path / "served").mkdir()
+    path = save_weights(tmp_path / "served", 1)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / "served"))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(encodec.model, "ROOT_URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(frozen_encodec, "WEIGHTS_NAME", path.name)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+        found = find_weights("pretrained")
+        server.shutdown()
+    assert found == tmp_path / "home" / "hub" / "checkpoints" / path.name
+    assert found.read_bytes() == path.read_bytes()
+    assert find_weights("pretrained") == found, "the second time there is no server"
+
+
+def test_no_weights_and_no_network_is_one_line(tmp_path):
+    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
+    line = one_line_error("frozen_encodec.py", says="no EnCodec weights", **proxy)
+    assert str(tmp_path) in line and "python frozen_encodec.py" in line and "--encodec_weights" in line
+    one_line_error("frozen_encodec.py", "--encodec_weights", tmp_path / "none", says="no file")
+    assert "untrained-1" in run_script("frozen_encodec.py", "--encodec_weights", "untrained").stdout
