@@ -65,7 +65,7 @@ def written_beside(path: str | os.PathLike, sync: bool = False) -> Iterator[Path
     leaves the name on an empty file: worth its time for what cannot be made again.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:

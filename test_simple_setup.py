@@ -1,8 +1,8 @@
 """Verify the setup before training: step 2 of the pipeline. One line a check, the last says ready or what to do.
 
-    python test_simple_setup.py                                  # on a login node it also fetches the codec's weights
-    python test_simple_setup.py --encodec_weights untrained      # on a machine that cannot reach them
-    python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
+python test_simple_setup.py                                  # on a login node it also fetches the codec's weights
+python test_simple_setup.py --encodec_weights untrained      # on a machine that cannot reach them
+python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Dataset creation: pairs, split, limits, resuming, bad files."""
 
+import itertools
 import os
 import random
 import signal
@@ -123,7 +124,7 @@ def test_layout_and_numbering(small_dataset):
 
 def test_shared_segments_are_hard_links(small_dataset):
     rows = read_metadata(small_dataset / "metadata.txt").pairs
-    chained = [(a, b) for a, b in zip(rows, rows[1:], strict=False) if a.source == b.source and b.start_s == a.start_s + 1]
+    chained = [(a, b) for a, b in itertools.pairwise(rows) if a.source == b.source and b.start_s == a.start_s + 1]
     assert chained
     for first, second in chained:
         assert os.path.samefile(small_dataset / first.files[1], small_dataset / second.files[0])

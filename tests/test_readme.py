@@ -1,0 +1,87 @@
+"""The README's commands run, its links and names exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_track
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line and not line.startswith("#")
+]
+# The commands as they stand need hours and the pretrained weights: these are added, nothing is taken away.
+ADDED = {
+    "create_dataset_pairs_wav.py": "--num_workers 2",
+    "test_simple_setup.py": "--encodec_weights untrained",
+    "train_simple_ddp.py": "--encodec_weights untrained --epochs 1 --device cpu",
+    "generate_continuation.py": "--encodec_weights untrained --device cpu",
+    "evaluate_continuation.py": "--encodec_weights untrained --device cpu --num_examples 1",
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """What a newcomer has: the files that git knows, and music of their own."""
+    folder = tmp_path_factory.mktemp("clone")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for number in range(3):
+        write_track(folder / "music" / f"{number}.wav", 33, seed=number)
+    write_track(folder / "song.mp3", 20, seed=9)
+    return folder
+
+
+def test_the_readmes_commands_run_in_their_order(clone):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = []
+    for command in COMMANDS:
+        words = shlex.split(command, comments=True)
+        if words[0] == "python":
+            line = f"{command.split('#')[0]} {ADDED.get(words[1], '')}"
+            result = subprocess.run(line, shell=True, cwd=clone, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+            ran.append(words[1])
+        elif words[0] == "ls":
+            listed = subprocess.run(command, shell=True, cwd=clone, capture_output=True, text=True, check=True).stdout
+            assert "best_model.pt" in listed
+        elif words[0] == "make":
+            subprocess.run(["make", "-n", words[1]], cwd=clone, check=True, capture_output=True)
+        elif words[0] == "sbatch":
+            assert (clone / words[1]).is_file()
+        elif words[0] == "tail":
+            assert f"--output={words[2]}" in (clone / "run_train_simple.sh").read_text()
+        else:
+            pytest.fail(f"no way to try this command of the README: {command}")
+    assert {"create_dataset_pairs_wav.py", "test_simple_setup.py", "train_simple_ddp.py"} <= set(ran)
+    for part in ("context", "continuation", "joined"):
+        assert (clone / "continuations" / f"song_{part}.wav").is_file()
+
+
+def test_every_script_is_explained():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
+        assert path.name in README, f"the README does not say why there is a {path.name}"
+
+
+def test_links_and_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_nothing_of_this_machine_is_in_the_repository():
+    for name in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
+        if name.endswith((".py", ".sh", ".md", ".txt", ".toml")) and name != "tests/test_readme.py":
+            text = (ROOT / name).read_text()
+            assert not re.search(r"/(Users|home/\w+|work/(main|scratch|gg\d+))/|@PLACEHOLDER@", text), name
