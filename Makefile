@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format bench clean
 
 help:
 	@echo "make demo     synthesise music, train on it, continue it: the whole pipeline in a few minutes"
 	@echo "make test     the whole test suite, offline"
 	@echo "make lint     ruff (rules and format) and shellcheck"
 	@echo "make install  only make .venv with what requirements.txt lists"
+	@echo "make bench    measure it against the letter of the experiment's description (needs ffmpeg)"
 	@echo "make clean    remove what the demo made"
 
 install: $(VENV)/.installed
@@ -38,6 +39,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run_benchmarks.py
 
 clean:
 	rm -rf demo/music demo/output

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, one_line_error, run_script
 
-SCRIPTS = sorted(p.name for p in ROOT.glob("*.py") if "__main__" in p.read_text()) + ["demo/make_music.py"]
+SCRIPTS = [*sorted(p.name for p in ROOT.glob("*.py") if "__main__" in p.read_text()), "demo/make_music.py"]
 MODULES = sorted(p.stem for p in ROOT.glob("*.py"))
 
 
