@@ -5,6 +5,8 @@
 #   sbatch -A ACCOUNT create_dataset_pairs_levante.sh --input_dir /my/music  # arguments go to the Python script
 #   tail -f logs/dataset_pairs.out
 #
+# A job that was cut goes on where it was when it is submitted again. More: docs/levante.md
+#
 #SBATCH --job-name=dataset_pairs
 #SBATCH --partition=compute
 #SBATCH --nodes=1
@@ -12,6 +14,7 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --mem=64G
 #SBATCH --time=04:00:00
+#SBATCH --requeue
 #SBATCH --output=logs/dataset_pairs.out
 #SBATCH --error=logs/dataset_pairs.err
 #SBATCH --open-mode=append
@@ -19,21 +22,30 @@ set -euo pipefail
 
 MODULE=python3 # loaded where there is neither .venv nor an active environment
 
+fail() {
+    echo "create_dataset_pairs_levante.sh: error: $*" >&2
+    exit 1
+}
+
 # SLURM runs a copy of this script: the repository is where sbatch was called.
-cd "${SLURM_SUBMIT_DIR:-.}"
-fail() { echo "create_dataset_pairs_levante.sh: error: $*" >&2; exit 1; }
+[ -n "${SLURM_JOB_ID:-}" ] || fail "needs SLURM: sbatch $0 (else: python create_dataset_pairs_wav.py)"
+cd "$SLURM_SUBMIT_DIR"
 [ -f create_dataset_pairs_wav.py ] || fail "$PWD: not the repository; call sbatch from its folder"
 
 if [ -f .venv/bin/activate ]; then
     # shellcheck disable=SC1091
     source .venv/bin/activate
 elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; then
-    module load "$MODULE"
+    set +u # module's own code needs that
+    module load "$MODULE" || true
+    set -u
 fi
-python -c 'import torch, torchaudio, soundfile' 2>/dev/null ||
-    fail "no Python with torch, torchaudio and soundfile; make .venv first: make install (on a login node)"
+python -c 'import importlib.util as u; assert all(map(u.find_spec, ("torch", "torchaudio", "soundfile")))' 2>/dev/null ||
+    fail "no Python with torch, torchaudio and soundfile; make .venv first (docs/levante.md)"
 
-echo "== job ${SLURM_JOB_ID:-none} on ${SLURM_JOB_NODELIST:-$(hostname)}, $(date -Is)," \
-    "commit $(git describe --always --dirty 2>/dev/null || echo unknown): create_dataset_pairs_wav.py $*"
+header="== job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, $(date -Is), \
+commit $(git describe --always --dirty 2>/dev/null || echo unknown): create_dataset_pairs_wav.py $*"
+echo "$header"
+echo "$header" >&2
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 exec python create_dataset_pairs_wav.py --num_workers "${SLURM_CPUS_PER_TASK:-1}" "$@"

@@ -103,6 +103,17 @@ def locked(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
         yield
 
 
+def job_folder() -> Path | None:
+    """The folder in which run_train_simple.sh and its workers leave word for each other, if a job runs this.
+
+    The script puts `stop` there, the workers `stopped` once they have saved, and `error_*` when one fails.
+    A file on the shared file system reaches every process on every node; a signal would reach none of them:
+    SLURM signals the leader of each task, and torchrun passes no USR signal on.
+    """
+    folder = os.environ.get("TRAIN_JOB_DIR")
+    return Path(folder) if folder else None
+
+
 def _umask() -> int:
     current = os.umask(0o077)
     os.umask(current)

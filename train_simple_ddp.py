@@ -3,6 +3,7 @@
     python train_simple_ddp.py                             # one process per GPU, or one on the CPU
     python train_simple_ddp.py --num_processes 2           # two processes on this machine
     torchrun --nproc_per_node=4 train_simple_ddp.py        # the same, started by torchrun
+    python train_simple_ddp.py --check_only                # is all there that a training needs?
     sbatch run_train_simple.sh                             # on Levante, 4 GPUs
 
 Every default is the document's. A run that was cut goes on where it was when the same command is given
@@ -19,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from multiprocessing import SimpleQueue
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from frozen_encodec import find_weights
 from pipeline_common import (
     UserError,
     fraction,
+    job_folder,
     non_negative_float,
     pick_device,
     positive_float,
@@ -42,8 +45,8 @@ from train_simple_worker import train_worker
 from training_state import TrainConfig
 
 
-def parse_args() -> tuple[TrainConfig, int | None]:
-    """The run's settings and --num_processes."""
+def parse_args() -> tuple[TrainConfig, int | None, bool]:
+    """The run's settings, --num_processes and --check_only."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = TrainConfig()
 
@@ -78,9 +81,10 @@ def parse_args() -> tuple[TrainConfig, int | None]:
     parser.add_argument("--cache_dir", help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
     add("encodec_weights", "pretrained, untrained, or a file or folder")
     add("seed", "of weights, data order and dropout", type=whole_number)
+    parser.add_argument("--check_only", action="store_true", help="check dataset, weights and devices, train nothing")
     args = vars(parser.parse_args())
-    num_processes = args.pop("num_processes")
-    return TrainConfig(**args), num_processes
+    num_processes, check_only = args.pop("num_processes"), args.pop("check_only")
+    return TrainConfig(**args), num_processes, check_only
 
 
 def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
@@ -115,6 +119,8 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
+        if mistakes is None:
+            check_before_start(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         train_worker(rank, world_size, config)
     except UserError as error:
         if mistakes is not None:
@@ -122,13 +128,21 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         else:
             # All processes of a node meet most mistakes; the first speaks, and torchrun ends the others.
             time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
-        sys.stderr.flush()
+            tell(rank, f"{Path(sys.argv[0]).name}: error: {error}\n")
         os._exit(1)  # the others may wait in a collective: leave without joining them
-    # All is saved and the process group is gone, but gloo's threads now and then abort a process that
-    # unwinds at its end ("terminate called without an active exception"): do not unwind.
-    sys.stdout.flush()
-    os._exit(0)
+    except Exception:
+        if mistakes is not None:
+            raise
+        tell(rank, traceback.format_exc())
+        os._exit(1)
+
+
+def tell(rank: int, text: str) -> None:
+    """Print an error; in a batch job also keep it, for the script to print the earliest one last."""
+    if folder := job_folder():
+        with contextlib.suppress(OSError):
+            (folder / f"error_{time.time_ns()}_rank_{rank}").write_text(text)
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def start_processes(num_processes: int, config: TrainConfig) -> int:
@@ -160,21 +174,16 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
 
 
 def main() -> int:
-    config, num_processes = parse_args()
+    config, num_processes, check_only = parse_args()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # under torchrun
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        try:
-            check_before_start(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-        except UserError:
-            if local_rank == 0:
-                raise
-            return 1
-        run_process(rank, world_size, config)
+        run_process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config)
         return 0
     on_cuda = pick_device(config.device).type == "cuda"
     num_processes = num_processes or (torch.cuda.device_count() if on_cuda else 1)
     check_before_start(config, num_processes)
+    if check_only:
+        print(f"ready: {num_processes} x {pick_device(config.device).type}, {config.dataset_dir}")
+        return 0
     if num_processes == 1:
         train_worker(0, 1, config)
         return 0

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
 from frozen_encodec import load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, count_parameters
-from pipeline_common import UserError, available_cores, locked, pick_device
+from pipeline_common import UserError, available_cores, job_folder, locked, pick_device
 from training_state import (
     BEST,
     LAST,
@@ -46,12 +46,14 @@ from training_state import (
 # How often the processes agree on whether to stop. On a GPU it waits for the steps under way.
 STEPS_BETWEEN_POLLS = {"cpu": 1, "cuda": 20, "mps": 20}
 ALL_EPOCHS_DONE = "all epochs done"
+ASKED_BY_JOB = 1000  # beside the signals' numbers: the stop file of a batch job
 
 
 def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
     """Train as process `rank` of `world_size`; with more than one, MASTER_ADDR and MASTER_PORT are set.
 
-    Raises UserError for what the user can mend, SystemExit(128 + signal) once it has saved after a signal.
+    Raises UserError for what the user can mend, SystemExit(128 + signal) once it has saved after a signal,
+    SystemExit(0) once it has saved because its batch job asked for it.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     on_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -67,11 +69,19 @@ def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(locked(folder, "a training"))
+            for leftover in folder.glob(".*.part"):  # of a save that was killed
+                leftover.unlink(missing_ok=True)
         if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
-            stack.callback(dist.destroy_process_group)
+            stack.push(leave_group)
         Trainer(rank, world_size, on_node, device, config, resumed).run()
+
+
+def leave_group(kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+    """Join the other processes in ending the group; not after an error, as they may wait in a collective."""
+    if kind is None or (isinstance(error, SystemExit) and error.code != 1):
+        dist.destroy_process_group()
 
 
 class Trainer:
@@ -152,6 +162,8 @@ class Trainer:
         if self.rank == 0:
             if progress.epoch == 1 and progress.step == 0:
                 start_anew(self.folder)
+                # From here on there is a last.pt to go on from, whatever a kill leaves beside it.
+                save_checkpoint(self.folder / LAST, self.checkpoint(0, float("nan")))
             self.metrics.begin(self.baselines, progress.epoch - 1)
         with self.stopping_on_signals():
             while not progress.finished:
@@ -285,6 +297,9 @@ class Trainer:
     def poll(self, chunks: list[list[int]]) -> None:
         """Stop all processes at the same step if one was asked to, or met a number that is not finite."""
         progress = self.progress
+        job = job_folder() if self.rank == 0 else None
+        if job and (job / "stop").exists():
+            self.stop_signal = ASKED_BY_JOB
         bad_step = next((i for i, e in enumerate(progress.step_errors) if not np.isfinite(e)), None)
         bad_norm = next((i for i, n in enumerate(progress.step_grad_norms) if not np.isfinite(n)), None)
         here = min((s for s in (bad_step, bad_norm) if s is not None), default=None)
@@ -311,11 +326,15 @@ class Trainer:
         progress.step_errors = summed if self.rank == 0 else [0.0] * len(summed)
         if self.rank == 0:
             save_checkpoint(self.folder / LAST, self.checkpoint(progress.epoch - 1, float("nan")))
+        by_job = signal_number == ASKED_BY_JOB
+        by = "its job" if by_job else signal.Signals(signal_number).name
         self.log(
-            f"stopped by {signal.Signals(signal_number).name} in epoch {progress.epoch} after step {progress.step}, "
+            f"stopped by {by} in epoch {progress.epoch} after step {progress.step}, "
             "saved; the same command goes on from here"
         )
-        raise SystemExit(128 + signal_number)
+        if by_job and self.rank == 0:
+            (job_folder() / "stopped").touch()
+        raise SystemExit(0 if by_job else 128 + signal_number)
 
     @contextlib.contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
