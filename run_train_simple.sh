@@ -41,7 +41,7 @@ trap 'cancelled=yes' TERM
 leave() {
     local status=$?
     [ -z "$job_dir" ] || rm -rf "$job_dir"
-    [ "$status" -eq 0 ] ||
+    [ "$status" -eq 0 ] || [ -n "$cancelled" ] ||
         echo "== job ${SLURM_JOB_ID:-}: status $status; the reason is at the end of the error log, logs/train_simple.err"
 }
 trap leave EXIT
@@ -75,8 +75,11 @@ stop_training() {
 [ -n "${SLURM_JOB_ID:-}" ] || fail "needs SLURM: sbatch run_train_simple.sh (else: python train_simple_ddp.py)"
 cd "$SLURM_SUBMIT_DIR"
 [ -f train_simple_ddp.py ] || fail "$PWD: not the repository; call sbatch from its folder"
-gpus=${SLURM_GPUS_ON_NODE:-0}
-[ "$gpus" -gt 0 ] || fail "the job was given no GPU; leave --gpus-per-node as it is, or name at least 1"
+gpus=${SLURM_GPUS_PER_NODE:-0} # what was asked for, as 4 or a100:4; a whole node may hold more
+gpus=${gpus##*:}
+[ "$gpus" -ge 1 ] || fail "the job has no GPU; leave --gpus-per-node as it is, or ask for 1 at least"
+[ "${SLURM_GPUS_ON_NODE:-0}" -ge "$gpus" ] ||
+    fail "$gpus GPUs asked for, ${SLURM_GPUS_ON_NODE:-0} given on $(hostname); submit again, with --exclude=$(hostname)"
 
 if [ -f .venv/bin/activate ]; then
     # shellcheck disable=SC1091

@@ -25,6 +25,7 @@ from multiprocessing import SimpleQueue
 from pathlib import Path
 
 import torch
+import torch.distributed
 import torch.multiprocessing
 from tqdm import tqdm
 
@@ -122,6 +123,9 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         if mistakes is None:
             check_before_start(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         train_worker(rank, world_size, config)
+        status = 0
+    except SystemExit as end:  # saved, after a signal
+        status = int(end.code or 0)
     except UserError as error:
         if mistakes is not None:
             mistakes.put(str(error))
@@ -129,17 +133,23 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
             # All processes of a node meet most mistakes; the first speaks, and torchrun ends the others.
             time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
             tell(rank, f"{Path(sys.argv[0]).name}: error: {error}\n")
-        os._exit(1)  # the others may wait in a collective: leave without joining them
-    except Exception:
+        status = 1
+    except Exception as error:
         if mistakes is not None:
             raise
-        tell(rank, traceback.format_exc())
-        os._exit(1)
+        # What a process says of a connection that broke is the echo of another one's end.
+        tell(rank, traceback.format_exc(), isinstance(error, torch.distributed.DistError) or "gloo" in str(error))
+        status = 1
+    # Leave as we are. After an error the others may wait in a collective, which must not be joined; and at the
+    # interpreter's end torch's threads now and then abort a process whose work is done.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
-def tell(rank: int, text: str) -> None:
+def tell(rank: int, text: str, is_echo: bool = False) -> None:
     """Print an error; in a batch job also keep it, for the script to print the earliest one last."""
-    if folder := job_folder():
+    if not is_echo and (folder := job_folder()):
         with contextlib.suppress(OSError):
             (folder / f"error_{time.time_ns()}_rank_{rank}").write_text(text)
     print(text, end="", file=sys.stderr, flush=True)
@@ -177,7 +187,6 @@ def main() -> int:
     config, num_processes, check_only = parse_args()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # under torchrun
         run_process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config)
-        return 0
     on_cuda = pick_device(config.device).type == "cuda"
     num_processes = num_processes or (torch.cuda.device_count() if on_cuda else 1)
     check_before_start(config, num_processes)

@@ -131,6 +131,11 @@ class Trainer:
             self.parallel = DistributedDataParallel(
                 self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+            # After its first backward pass DDP arranges its buckets anew, and with them the order in which three
+            # or more processes' gradients are added. This pass, which trains nothing, comes before a run's first
+            # step and before a resumed run's: all steps then add alike.
+            with self.autocast():
+                self.parallel(torch.zeros(1, dim, self.frames, device=device)).sum().backward()
 
     def load_data(self, on_node: int) -> str:
         """Encode what has not been encoded yet, load both splits, return the data's hash."""

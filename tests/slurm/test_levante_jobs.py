@@ -1,0 +1,332 @@
+"""The two job scripts on a real SLURM: from sbatch to best_model.pt, through every way in which a job can end.
+
+One training that nothing disturbed is the measure: whatever happens to the others, they end with its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from slurm_cluster import ENDED, Cluster, workers
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+
+TINY = ["--device", "cpu", "--encodec_weights", "untrained", "--batch_size", "1", "--epochs", "16", "--patience", "99"]
+EPOCHS = 16
+
+
+class User:
+    """Someone in the repository's folder: submits, and reads the logs."""
+
+    def __init__(self, cluster: Cluster, folder: Path):
+        self.cluster, self.folder = cluster, folder
+
+    def shell(self, command: str, **environment: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.folder, env=os.environ | environment, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, command: str, *more: str, **environment: str) -> str:
+        """Run a line that begins with `sbatch`, with more arguments; return the job's number."""
+        return self.shell(" ".join([command, *more]), **environment).split()[-1]
+
+    def log(self, name: str = "train_simple.out") -> str:
+        path = self.folder / "logs" / name
+        return path.read_text() if path.exists() else ""
+
+    def job_log(self, job_id: str, name: str = "train_simple.out") -> str:
+        """What the log holds of a job since its last start."""
+        _, start, text = self.log(name).rpartition(f"== job {job_id}, start")
+        return start + text if start else ""
+
+    def await_line(self, text: str, job_id: str, timeout_s: float = 90) -> None:
+        """Wait until the job's log holds `text`."""
+
+        def done() -> bool:
+            return text in self.job_log(job_id) or self.cluster.state(job_id) in ENDED
+
+        self.cluster.until(done, timeout_s, f"{text!r} in the log of job {job_id}")
+        log = self.job_log(job_id)
+        assert text in log, f"no {text!r} before the end:\n{log}\n{self.job_log(job_id, 'train_simple.err')}"
+
+    def last(self, folder: str) -> dict:
+        return torch.load(self.folder / folder / "last.pt", weights_only=True)
+
+
+def run_time(job: dict[str, str]) -> int:
+    """How long a job has run, in seconds."""
+    minutes, seconds = map(int, job["RunTime"].split(":")[1:])
+    return 60 * minutes + seconds
+
+
+@pytest.fixture(scope="module")
+def user(cluster: Cluster, repository: Path) -> User:
+    return User(cluster, repository)
+
+
+@pytest.fixture(scope="module")
+def dataset(user: User) -> Path:
+    """The dataset, made by its job."""
+    job = user.submit("sbatch create_dataset_pairs_levante.sh --segment_duration 1 --max_pairs 30 --val_pairs 6")
+    assert user.cluster.wait(job)["JobState"] == "COMPLETED", user.log("dataset_pairs.err")
+    assert f"== job {job}, start 1, on node" in user.log("dataset_pairs.out")
+    return user.folder / "dataset_pairs_wav"
+
+
+class Undisturbed:
+    """The training that all others are held against."""
+
+    def __init__(self, user: User):
+        self.tail = subprocess.Popen(
+            ["tail", "-n", "0", "-F", "logs/train_simple.out"], cwd=user.folder, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.shown: dict[int, float] = {}  # epoch -> when tail -f showed its line
+        self.made: dict[int, float] = {}  # epoch -> when its line in metrics.jsonl was seen
+        reader = threading.Thread(target=self._read)
+        reader.start()
+        self.job = user.submit("sbatch run_train_simple.sh", *TINY)
+        metrics = user.folder / "checkpoints_simple" / "metrics.jsonl"
+        try:
+            while user.cluster.state(self.job) in ("PENDING", "RUNNING"):
+                count = metrics.read_text().count('"epoch"') if metrics.exists() else 0
+                for epoch in range(1, count + 1):
+                    self.made.setdefault(epoch, time.monotonic())
+                time.sleep(0.05)
+        finally:
+            time.sleep(1.5)
+            self.tail.terminate()
+            self.tail.wait()
+            reader.join()
+        self.ended = user.cluster.job(self.job)
+        assert self.ended["JobState"] == "COMPLETED", user.log() + user.log("train_simple.err")
+        self.last = user.last("checkpoints_simple")
+
+    def _read(self) -> None:
+        for line in self.tail.stdout:
+            if line.startswith("epoch "):
+                self.shown[int(line.split()[1].split("/")[0])] = time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(user: User, dataset: Path) -> Undisturbed:
+    return Undisturbed(user)
+
+
+def assert_same_end(user: User, folder: str, undisturbed: Undisturbed) -> None:
+    """Weights, optimizer, scheduler, best epoch and metrics are those of the training that nothing disturbed."""
+    last = user.last(folder)
+    assert set(last["model"]) == set(undisturbed.last["model"])
+    for name, tensor in undisturbed.last["model"].items():
+        assert torch.equal(tensor, last["model"][name]), name
+    for key, state in undisturbed.last["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(last["optimizer"]["state"][key][name]))
+    assert last["scheduler"] == undisturbed.last["scheduler"]
+    for name in ("best_mse", "best_epoch", "epoch", "finished"):
+        assert last["progress"][name] == undisturbed.last["progress"][name]
+    metrics = [
+        [{k: v for k, v in json.loads(line).items() if k != "pairs_per_second"} for line in path.open()]
+        for path in (user.folder / folder / "metrics.jsonl", user.folder / "checkpoints_simple" / "metrics.jsonl")
+    ]
+    assert metrics[0] == metrics[1]
+
+
+# ------------------------------------------------------------------ a job that nothing disturbs
+
+
+def test_from_sbatch_to_best_model(user: User, undisturbed: Undisturbed) -> None:
+    log = user.log()
+    commit = user.shell("git describe --always")
+    assert f"commit {commit}" in log.splitlines()[0]
+    assert log.startswith(f"== job {undisturbed.job}, start 1, on node")
+    assert f"== job {undisturbed.job}, start 1" in user.log("train_simple.err")
+    assert "batch 1 x 4 = 4" in log and "4 x cpu" in log
+    assert sorted(undisturbed.shown) == list(range(1, EPOCHS + 1))
+    assert (user.folder / "checkpoints_simple" / "best_model.pt").exists()
+    assert (user.folder / "checkpoints_simple" / "checkpoint_epoch_10.pt").exists()
+    assert "Traceback" not in user.log("train_simple.err")
+    assert not list((user.folder / "logs").glob(".job_*"))
+
+
+def test_tail_shows_each_epoch_within_a_second(undisturbed: Undisturbed) -> None:
+    assert set(undisturbed.made) == set(undisturbed.shown)
+    assert max(undisturbed.shown[epoch] - made for epoch, made in undisturbed.made.items()) < 1
+
+
+def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undisturbed) -> None:
+    job = user.submit("sbatch run_train_simple.sh", *TINY)
+    assert user.cluster.wait(job)["ExitCode"] == "0:0"
+    assert "finished already" in user.job_log(job)
+    assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], undisturbed.last["model"]["mean"])
+
+
+# ------------------------------------------------------------------ jobs that are cut
+
+
+def freeze(job_id: str, rank: int = 0) -> int:
+    """Stop one worker, and with it all: they wait for each other. Gives a test the time to act mid-training."""
+    pid = workers(job_id)[rank]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
+    """One training, cut in every way one after the other, ends as the one that nothing disturbed."""
+    folder = "checkpoints_cut"
+    command = ["--signal=B:USR2@20", "run_train_simple.sh", *TINY, "--checkpoint_dir", folder]
+
+    job = user.submit("sbatch", *command)
+    user.await_line("epoch   2/", job)
+    started = time.monotonic()
+    os.kill(workers(job)[2], signal.SIGKILL)
+    ended = user.cluster.wait(job, timeout_s=60)
+    assert ended["JobState"] == "FAILED" and time.monotonic() - started < 60
+    assert not workers(job)
+    assert "Signal 9 (SIGKILL)" in user.job_log(job, "train_simple.err").rpartition("Root Cause")[2]
+
+    job = user.submit("sbatch", *command)
+    user.await_line("resuming", job)
+    done = user.last(folder)["epoch"]
+    user.await_line(f"epoch {done + 2:3d}/", job)
+    user.shell(f"scancel {job}")
+    assert user.cluster.wait(job, timeout_s=60)["JobState"] == "CANCELLED"
+    assert "stopped by SIGTERM in epoch" in user.log() and "saved" in user.log()
+    assert user.last(folder)["progress"]["step"] > 0, "scancel: the epoch under way is saved too"
+
+    job = user.submit("sbatch", *command)
+    user.await_line("resuming", job)
+    done = user.last(folder)["epoch"]
+    user.await_line(f"epoch {done + 1:3d}/", job)
+    frozen = freeze(job)
+    user.shell(f"scontrol update jobid={job} TimeLimit=1")
+    user.await_line("before its limit, stops the training", job, timeout_s=100)
+    time.sleep(1)
+    os.kill(frozen, signal.SIGCONT)
+    user.await_line("queues itself again", job)
+    assert user.last(folder)["progress"]["step"] > 0, "the warning: the epoch under way is saved too"
+    user.cluster.wait(job, "PENDING")
+    user.shell(f"scontrol update jobid={job} TimeLimit=60")
+    user.cluster.start_requeued(job)
+    ended = user.cluster.wait(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1")
+    assert f"== job {job}, start 2, on" in user.log() and "resuming" in user.log()
+    assert_same_end(user, folder, undisturbed)
+
+
+def test_two_nodes_stop_together_and_go_on(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
+    """2 nodes x 2 GPUs are 4 ranks: the same numbers as 1 x 4, on a cache that both nodes fill."""
+    folder, cache = "checkpoints_two", user.folder / "cache_two"
+    command = ["sbatch", "--nodes=2", "--gpus-per-node=2", "run_train_simple.sh", *TINY]
+    job = user.submit(*command, "--checkpoint_dir", folder, "--cache_dir", str(cache))
+    user.await_line("epoch   2/", job)
+    assert sorted(workers(job)) == [0, 1, 2, 3]
+    nodes = {Path(f"/proc/{pid}/environ").read_bytes().split(b"SLURMD_NODENAME=")[1][:5] for pid in
+             workers(job).values()}  # fmt: skip
+    assert nodes == {b"node1", b"node2"}
+    frozen = freeze(job, rank=3)  # a rank of the second node
+    user.shell(f"scancel --signal=USR2 --batch {job}")
+    user.await_line("stops the training in 0 s", job)
+    time.sleep(1)
+    os.kill(frozen, signal.SIGCONT)
+    user.cluster.start_requeued(job)
+    ended = user.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    log = user.log().partition(f"== job {job}, start 1")[2]
+    assert "stopped by its job" in log and "batch 1 x 4 = 4" in log
+    assert log.count("encoding ") == 1, "the cache is filled once"
+    written = [path.name for path in cache.rglob("*.npy")]
+    assert len(written) == len(set(written)) > 20 and not list(cache.rglob("*.part"))
+    assert_same_end(user, folder, undisturbed)
+
+
+def test_one_workers_error_ends_all_and_is_told_last(user: User, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '2':\n"
+        "    import torch\n"
+        "    steps = []\n"
+        "    def step(self, closure=None):\n"
+        "        steps.append(1)\n"
+        "        if len(steps) == 5: raise RuntimeError('broken on purpose')\n"
+        "    torch.optim.AdamW.step = step\n"
+    )
+    job = user.submit(
+        "sbatch run_train_simple.sh", *TINY, "--checkpoint_dir", "checkpoints_error", PYTHONPATH=str(tmp_path)
+    )
+    ended = user.cluster.wait(job)
+    assert ended["JobState"] == "FAILED" and ended["ExitCode"] != "0:0"
+    assert run_time(ended) < 60
+    assert not workers(job)
+    errors = user.job_log(job, "train_simple.err")
+    assert errors.rstrip().endswith("RuntimeError: broken on purpose")
+    assert "in train_epoch" in errors.rpartition("Traceback (most recent call last)")[2]
+
+
+# ------------------------------------------------------------------ wrong use
+
+
+@pytest.fixture
+def silent_network() -> Iterator[str]:
+    """A proxy that takes connections and never answers: a compute node's network at its worst."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_wrong_use_ends_in_seconds_with_one_line(
+    user: User, dataset: Path, tmp_path: Path, silent_network: str
+) -> None:
+    elsewhere, bare = tmp_path / "elsewhere", tmp_path / "bare"
+    (elsewhere / "logs").mkdir(parents=True)
+    (bare / "logs").mkdir(parents=True)
+    for path in user.folder.glob("*.??"):
+        if path.suffix in (".py", ".sh"):
+            (bare / path.name).symlink_to(path)
+    train, make = "run_train_simple.sh", "create_dataset_pairs_levante.sh"
+    untrained = ["--encodec_weights", "untrained"]
+    offline = {"TORCH_HOME": str(tmp_path), "https_proxy": silent_network, "no_proxy": ""}
+    no_python = {"PATH": "/usr/bin:/bin"}
+    cases = {  # name: (folder, command, environment, what the line must say)
+        "no_weights": (user.folder, [train, "--device", "cpu"], offline, "python frozen_encodec.py"),
+        "no_gpu_seen": (user.folder, [train, *untrained], {}, "torch sees no CUDA GPU"),
+        "no_gpu_given": (user.folder, ["--gpus-per-node=0", train, *TINY], {}, "--gpus-per-node"),
+        "no_dataset": (user.folder, [train, *TINY, "--dataset_dir", "nothing"], {}, "create the dataset first"),
+        "no_python": (bare, [train, *TINY], no_python, "make .venv first"),
+        "not_the_repository": (elsewhere, [user.folder / train, *TINY], {}, "call sbatch from its folder"),
+        "make_no_music": (user.folder, [make, "--input_dir", "nothing"], {}, "nothing"),
+        "make_no_python": (bare, [make], no_python, "make .venv first"),
+        "make_not_the_repository": (elsewhere, [user.folder / make], {}, "call sbatch from its folder"),
+    }
+    if torch.cuda.is_available():
+        del cases["no_gpu_seen"]
+    jobs = {
+        name: User(user.cluster, folder).submit(
+            f"sbatch -o logs/{name}.out -e logs/{name}.err", *map(str, command), **environment
+        )
+        for name, (folder, command, environment, _) in cases.items()
+    }
+    for name, (folder, _, _, says) in cases.items():
+        ended = user.cluster.wait(jobs[name], timeout_s=120)
+        errors = User(user.cluster, folder).log(f"{name}.err").splitlines()
+        told = [line for line in errors if not line.startswith("== job")]
+        assert ended["JobState"] == "FAILED" and ended["ExitCode"] == "1:0", name
+        assert len(told) == 1 and says in told[0] and ": error: " in told[0], f"{name}: {told}"
+        assert run_time(ended) < (45 if name == "no_weights" else 20), name
+    # Without logs/ SLURM has nowhere to write and ends the job by itself.
+    shutil.rmtree(elsewhere / "logs")
+    job = User(user.cluster, elsewhere).submit(f"sbatch {user.folder / train}")
+    assert user.cluster.wait(job)["JobState"] == "FAILED"
