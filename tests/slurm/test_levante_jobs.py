@@ -5,145 +5,33 @@ One training that nothing disturbed is the measure: whatever happens to the othe
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from slurm_cluster import ENDED, Cluster, workers
+from slurm_cluster import workers
+from slurm_user import (  # noqa: F401 (fixtures, used by their names)
+    EPOCHS,
+    TINY,
+    UNTRAINED,
+    Undisturbed,
+    User,
+    a_cluster,
+    a_dataset,
+    a_repository,
+    a_user,
+    an_undisturbed_training,
+    assert_same_end,
+    run_time,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
-
-TINY = ["--device", "cpu", "--encodec_weights", "untrained", "--batch_size", "1", "--epochs", "16", "--patience", "99"]
-EPOCHS = 16
-
-
-class User:
-    """Someone in the repository's folder: submits, and reads the logs."""
-
-    def __init__(self, cluster: Cluster, folder: Path):
-        self.cluster, self.folder = cluster, folder
-
-    def shell(self, command: str, **environment: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=self.folder, env=os.environ | environment, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout.strip()
-
-    def submit(self, command: str, *more: str, **environment: str) -> str:
-        """Run a line that begins with `sbatch`, with more arguments; return the job's number."""
-        return self.shell(" ".join([command, *more]), **environment).split()[-1]
-
-    def log(self, name: str = "train_simple.out") -> str:
-        path = self.folder / "logs" / name
-        return path.read_text() if path.exists() else ""
-
-    def job_log(self, job_id: str, name: str = "train_simple.out") -> str:
-        """What the log holds of a job since its last start."""
-        _, start, text = self.log(name).rpartition(f"== job {job_id}, start")
-        return start + text if start else ""
-
-    def await_line(self, text: str, job_id: str, timeout_s: float = 90) -> None:
-        """Wait until the job's log holds `text`."""
-
-        def done() -> bool:
-            return text in self.job_log(job_id) or self.cluster.state(job_id) in ENDED
-
-        self.cluster.until(done, timeout_s, f"{text!r} in the log of job {job_id}")
-        log = self.job_log(job_id)
-        assert text in log, f"no {text!r} before the end:\n{log}\n{self.job_log(job_id, 'train_simple.err')}"
-
-    def last(self, folder: str) -> dict:
-        return torch.load(self.folder / folder / "last.pt", weights_only=True)
-
-
-def run_time(job: dict[str, str]) -> int:
-    """How long a job has run, in seconds."""
-    minutes, seconds = map(int, job["RunTime"].split(":")[1:])
-    return 60 * minutes + seconds
-
-
-@pytest.fixture(scope="module")
-def user(cluster: Cluster, repository: Path) -> User:
-    return User(cluster, repository)
-
-
-@pytest.fixture(scope="module")
-def dataset(user: User) -> Path:
-    """The dataset, made by its job."""
-    job = user.submit("sbatch create_dataset_pairs_levante.sh --segment_duration 1 --max_pairs 30 --val_pairs 6")
-    assert user.cluster.wait(job)["JobState"] == "COMPLETED", user.log("dataset_pairs.err")
-    assert f"== job {job}, start 1, on node" in user.log("dataset_pairs.out")
-    return user.folder / "dataset_pairs_wav"
-
-
-class Undisturbed:
-    """The training that all others are held against."""
-
-    def __init__(self, user: User):
-        self.tail = subprocess.Popen(
-            ["tail", "-n", "0", "-F", "logs/train_simple.out"], cwd=user.folder, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.shown: dict[int, float] = {}  # epoch -> when tail -f showed its line
-        self.made: dict[int, float] = {}  # epoch -> when its line in metrics.jsonl was seen
-        reader = threading.Thread(target=self._read)
-        reader.start()
-        self.job = user.submit("sbatch run_train_simple.sh", *TINY)
-        metrics = user.folder / "checkpoints_simple" / "metrics.jsonl"
-        try:
-            while user.cluster.state(self.job) in ("PENDING", "RUNNING"):
-                count = metrics.read_text().count('"epoch"') if metrics.exists() else 0
-                for epoch in range(1, count + 1):
-                    self.made.setdefault(epoch, time.monotonic())
-                time.sleep(0.05)
-        finally:
-            time.sleep(1.5)
-            self.tail.terminate()
-            self.tail.wait()
-            reader.join()
-        self.ended = user.cluster.job(self.job)
-        assert self.ended["JobState"] == "COMPLETED", user.log() + user.log("train_simple.err")
-        self.last = user.last("checkpoints_simple")
-
-    def _read(self) -> None:
-        for line in self.tail.stdout:
-            if line.startswith("epoch "):
-                self.shown[int(line.split()[1].split("/")[0])] = time.monotonic()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(user: User, dataset: Path) -> Undisturbed:
-    return Undisturbed(user)
-
-
-def assert_same_end(user: User, folder: str, undisturbed: Undisturbed) -> None:
-    """Weights, optimizer, scheduler, best epoch and metrics are those of the training that nothing disturbed."""
-    last = user.last(folder)
-    assert set(last["model"]) == set(undisturbed.last["model"])
-    for name, tensor in undisturbed.last["model"].items():
-        assert torch.equal(tensor, last["model"][name]), name
-    for key, state in undisturbed.last["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(last["optimizer"]["state"][key][name]))
-    assert last["scheduler"] == undisturbed.last["scheduler"]
-    for name in ("best_mse", "best_epoch", "epoch", "finished"):
-        assert last["progress"][name] == undisturbed.last["progress"][name]
-    metrics = [
-        [{k: v for k, v in json.loads(line).items() if k != "pairs_per_second"} for line in path.open()]
-        for path in (user.folder / folder / "metrics.jsonl", user.folder / "checkpoints_simple" / "metrics.jsonl")
-    ]
-    assert metrics[0] == metrics[1]
 
 
 # ------------------------------------------------------------------ a job that nothing disturbs
@@ -169,7 +57,8 @@ def test_tail_shows_each_epoch_within_a_second(undisturbed: Undisturbed) -> None
 
 
 def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undisturbed) -> None:
-    job = user.submit("sbatch run_train_simple.sh", *TINY)
+    command = "sbatch --dependency=afterany:JOBID run_train_simple.sh"
+    job = user.submit(command, *TINY, replace={"JOBID": undisturbed.job})
     assert user.cluster.wait(job)["ExitCode"] == "0:0"
     assert "finished already" in user.job_log(job)
     assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], undisturbed.last["model"]["mean"])
@@ -188,9 +77,12 @@ def freeze(job_id: str, rank: int = 0) -> int:
 def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
     """One training, cut in every way one after the other, ends as the one that nothing disturbed."""
     folder = "checkpoints_cut"
-    command = ["--signal=B:USR2@20", "run_train_simple.sh", *TINY, "--checkpoint_dir", folder]
 
-    job = user.submit("sbatch", *command)
+    def submit() -> str:
+        options = "--signal=B:USR2@20"
+        return user.submit("sbatch run_train_simple.sh", *TINY, "--checkpoint_dir", folder, options=options)
+
+    job = submit()
     user.await_line("epoch   2/", job)
     started = time.monotonic()
     os.kill(workers(job)[2], signal.SIGKILL)
@@ -199,16 +91,16 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
     assert not workers(job)
     assert "Signal 9 (SIGKILL)" in user.job_log(job, "train_simple.err").rpartition("Root Cause")[2]
 
-    job = user.submit("sbatch", *command)
+    job = submit()
     user.await_line("resuming", job)
     done = user.last(folder)["epoch"]
     user.await_line(f"epoch {done + 2:3d}/", job)
-    user.shell(f"scancel {job}")
+    user.run("scancel JOBID", replace={"JOBID": job})
     assert user.cluster.wait(job, timeout_s=60)["JobState"] == "CANCELLED"
     assert "stopped by SIGTERM in epoch" in user.log() and "saved" in user.log()
     assert user.last(folder)["progress"]["step"] > 0, "scancel: the epoch under way is saved too"
 
-    job = user.submit("sbatch", *command)
+    job = submit()
     user.await_line("resuming", job)
     done = user.last(folder)["epoch"]
     user.await_line(f"epoch {done + 1:3d}/", job)
@@ -230,16 +122,18 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
 
 def test_two_nodes_stop_together_and_go_on(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
     """2 nodes x 2 GPUs are 4 ranks: the same numbers as 1 x 4, on a cache that both nodes fill."""
-    folder, cache = "checkpoints_two", user.folder / "cache_two"
-    command = ["sbatch", "--nodes=2", "--gpus-per-node=2", "run_train_simple.sh", *TINY]
-    job = user.submit(*command, "--checkpoint_dir", folder, "--cache_dir", str(cache))
+    folder, cache = "checkpoints_two_nodes", user.folder / "cache_two"
+    job = user.submit(
+        "sbatch --nodes=2 run_train_simple.sh --checkpoint_dir checkpoints_two_nodes",
+        *TINY, "--cache_dir", str(cache), options="--gpus-per-node=2",
+    )  # fmt: skip
     user.await_line("epoch   2/", job)
     assert sorted(workers(job)) == [0, 1, 2, 3]
     nodes = {Path(f"/proc/{pid}/environ").read_bytes().split(b"SLURMD_NODENAME=")[1][:5] for pid in
              workers(job).values()}  # fmt: skip
     assert nodes == {b"node1", b"node2"}
     frozen = freeze(job, rank=3)  # a rank of the second node
-    user.shell(f"scancel --signal=USR2 --batch {job}")
+    user.run("scancel --signal=USR2 --batch JOBID", replace={"JOBID": job})
     user.await_line("stops the training in 0 s", job)
     time.sleep(1)
     os.kill(frozen, signal.SIGCONT)
@@ -265,9 +159,8 @@ def test_one_workers_error_ends_all_and_is_told_last(user: User, dataset: Path, 
         "        if len(steps) == 5: raise RuntimeError('broken on purpose')\n"
         "    torch.optim.AdamW.step = step\n"
     )
-    job = user.submit(
-        "sbatch run_train_simple.sh", *TINY, "--checkpoint_dir", "checkpoints_error", PYTHONPATH=str(tmp_path)
-    )
+    command = "sbatch run_train_simple.sh --epochs 50 --checkpoint_dir checkpoints_50"
+    job = user.submit(command, *TINY, PYTHONPATH=str(tmp_path))
     ended = user.cluster.wait(job)
     assert ended["JobState"] == "FAILED" and ended["ExitCode"] != "0:0"
     assert run_time(ended) < 60
@@ -297,12 +190,11 @@ def test_wrong_use_ends_in_seconds_with_one_line(
         if path.suffix in (".py", ".sh"):
             (bare / path.name).symlink_to(path)
     train, make = "run_train_simple.sh", "create_dataset_pairs_levante.sh"
-    untrained = ["--encodec_weights", "untrained"]
     offline = {"TORCH_HOME": str(tmp_path), "https_proxy": silent_network, "no_proxy": ""}
     no_python = {"PATH": "/usr/bin:/bin"}
     cases = {  # name: (folder, command, environment, what the line must say)
         "no_weights": (user.folder, [train, "--device", "cpu"], offline, "python frozen_encodec.py"),
-        "no_gpu_seen": (user.folder, [train, *untrained], {}, "torch sees no CUDA GPU"),
+        "no_gpu_seen": (user.folder, [train, *UNTRAINED], {}, "torch sees no CUDA GPU"),
         "no_gpu_given": (user.folder, ["--gpus-per-node=0", train, *TINY], {}, "--gpus-per-node"),
         "no_dataset": (user.folder, [train, *TINY, "--dataset_dir", "nothing"], {}, "create the dataset first"),
         "no_python": (bare, [train, *TINY], no_python, "make .venv first"),
@@ -314,9 +206,9 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     if torch.cuda.is_available():
         del cases["no_gpu_seen"]
     jobs = {
-        name: User(user.cluster, folder).submit(
-            f"sbatch -o logs/{name}.out -e logs/{name}.err", *map(str, command), **environment
-        )
+        name: User(user.cluster, folder)
+        .shell("sbatch --parsable", f"-o logs/{name}.out -e logs/{name}.err", *map(str, command), env=environment)
+        .strip()
         for name, (folder, command, environment, _) in cases.items()
     }
     for name, (folder, _, _, says) in cases.items():
@@ -328,5 +220,26 @@ def test_wrong_use_ends_in_seconds_with_one_line(
         assert run_time(ended) < (45 if name == "no_weights" else 20), name
     # Without logs/ SLURM has nowhere to write and ends the job by itself.
     shutil.rmtree(elsewhere / "logs")
-    job = User(user.cluster, elsewhere).submit(f"sbatch {user.folder / train}")
+    job = User(user.cluster, elsewhere).shell("sbatch --parsable", str(user.folder / train))
     assert user.cluster.wait(job)["JobState"] == "FAILED"
+
+
+# What only a login node can do: it needs a network, Levante's modules, or a project. `make install` does the same.
+ON_A_LOGIN_NODE = [
+    "cd /work/PROJECT/$USER",
+    "git clone URL Jingle_D",
+    "cd Jingle_D",
+    "module load python3",
+    "python3 -m venv .venv",
+    "source .venv/bin/activate",
+    "pip install -r requirements.txt",
+    "python frozen_encodec.py",
+    "python test_simple_setup.py",
+    "export SBATCH_ACCOUNT=PROJECT",  # holds for all tests here
+]
+
+
+def test_every_command_of_the_page_was_tried(user: User, request: pytest.FixtureRequest) -> None:
+    if len({item.nodeid for item in request.session.items if item.path == request.path}) < 7:
+        pytest.skip("needs the other tests of this file to have run")
+    assert set(user.page_lines()) == user.tried | set(ON_A_LOGIN_NODE)
