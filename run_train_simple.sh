@@ -59,7 +59,7 @@ stop_training() {
         [ "$left" -gt 700 ] || delay=$((left - (end - start) / 2))
         [ "$delay" -gt 0 ] || delay=0
     fi
-    local within=$((left - delay - 30 < SAVE_WITHIN ? left - delay - 30 : SAVE_WITHIN))
+    local within=$((left - delay - 15 < SAVE_WITHIN ? left - delay - 15 : SAVE_WITHIN))
     echo "== job $SLURM_JOB_ID: warned $left s before its limit, stops the training in $delay s"
     {
         sleep "$delay"

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -108,16 +108,29 @@ class Cluster:
 def workers(job_id: str) -> dict[int, int]:
     """The process id of each rank of a job's training."""
     found = {}
+    for pid, command, environment in _processes(job_id):
+        if b"train_simple_ddp.py" in command and b"torch.distributed.run" not in command and "RANK" in environment:
+            found[int(environment["RANK"])] = pid
+    return found
+
+
+def launcher(job_id: str, node: str) -> int:
+    """The process id of the torch.distributed.run that started a node's workers."""
+    return next(
+        pid
+        for pid, command, environment in _processes(job_id)
+        if b"torch.distributed.run" in command and environment.get("SLURMD_NODENAME") == node
+    )
+
+
+def _processes(job_id: str) -> Iterator[tuple[int, list[bytes], dict[str, str]]]:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"train_simple_ddp.py" not in command or b"torch.distributed.run" in command:
-                continue
-            pairs = (item.partition(b"=") for item in (entry / "environ").read_bytes().split(b"\0"))
-            environment = {name.decode(): value.decode() for name, _, value in pairs}
-            if environment.get("SLURM_JOB_ID") == job_id and "RANK" in environment:
-                found[int(environment["RANK"])] = int(entry.name)
-    return found
+            items = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            environment = {name: value for name, _, value in (item.partition("=") for item in items)}
+            if environment.get("SLURM_JOB_ID") == job_id and command[0].endswith(b"python"):
+                yield int(entry.name), command, environment
 
 
 def _free_ports(count: int) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slurm_cluster import workers
+from slurm_cluster import launcher, workers
 from slurm_user import (  # noqa: F401 (fixtures, used by their names)
     EPOCHS,
     TINY,
@@ -74,6 +74,12 @@ def freeze(job_id: str, rank: int = 0) -> int:
     return pid
 
 
+def thaw_when_asked_to_stop(user: User, job_id: str, pid: int) -> None:
+    stop = user.folder / "logs" / f".job_{job_id}" / "stop"
+    user.cluster.until(stop.exists, 100, "word from the job's script to stop")
+    os.kill(pid, signal.SIGCONT)
+
+
 def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
     """One training, cut in every way one after the other, ends as the one that nothing disturbed."""
     folder = "checkpoints_cut"
@@ -106,9 +112,8 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
     user.await_line(f"epoch {done + 1:3d}/", job)
     frozen = freeze(job)
     user.shell(f"scontrol update jobid={job} TimeLimit=1")
-    user.await_line("before its limit, stops the training", job, timeout_s=100)
-    time.sleep(1)
-    os.kill(frozen, signal.SIGCONT)
+    thaw_when_asked_to_stop(user, job, frozen)
+    assert "s before its limit, stops the training" in user.log()
     user.await_line("queues itself again", job)
     assert user.last(folder)["progress"]["step"] > 0, "the warning: the epoch under way is saved too"
     user.cluster.wait(job, "PENDING")
@@ -123,10 +128,12 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
 def test_two_nodes_stop_together_and_go_on(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
     """2 nodes x 2 GPUs are 4 ranks: the same numbers as 1 x 4, on a cache that both nodes fill."""
     folder, cache = "checkpoints_two_nodes", user.folder / "cache_two"
-    job = user.submit(
-        "sbatch --nodes=2 run_train_simple.sh --checkpoint_dir checkpoints_two_nodes",
-        *TINY, "--cache_dir", str(cache), options="--gpus-per-node=2",
-    )  # fmt: skip
+
+    def submit() -> str:
+        command = "sbatch --nodes=2 run_train_simple.sh --checkpoint_dir checkpoints_two_nodes"
+        return user.submit(command, *TINY, "--cache_dir", str(cache), options="--gpus-per-node=2")
+
+    job = submit()
     user.await_line("epoch   2/", job)
     assert sorted(workers(job)) == [0, 1, 2, 3]
     nodes = {Path(f"/proc/{pid}/environ").read_bytes().split(b"SLURMD_NODENAME=")[1][:5] for pid in
@@ -134,14 +141,24 @@ def test_two_nodes_stop_together_and_go_on(user: User, dataset: Path, undisturbe
     assert nodes == {b"node1", b"node2"}
     frozen = freeze(job, rank=3)  # a rank of the second node
     user.run("scancel --signal=USR2 --batch JOBID", replace={"JOBID": job})
-    user.await_line("stops the training in 0 s", job)
-    time.sleep(1)
-    os.kill(frozen, signal.SIGCONT)
+    thaw_when_asked_to_stop(user, job, frozen)
+    user.cluster.start_requeued(job)
+    user.await_line("epoch   4/", job)
+    log = user.log().partition(f"== job {job}, start 1")[2]
+    assert "stopped by its job" in log and "batch 1 x 4 = 4" in log
+
+    os.kill(launcher(job, "node2"), signal.SIGKILL)
+    assert user.cluster.wait(job, timeout_s=60)["JobState"] == "FAILED"
+    user.cluster.until(lambda: not workers(job), 10, "end of the workers on both nodes")
+
+    job = submit()
+    user.await_line("epoch   6/", job)
+    user.shell(f"scontrol requeue {job}")  # as a preemption does
     user.cluster.start_requeued(job)
     ended = user.cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
-    log = user.log().partition(f"== job {job}, start 1")[2]
-    assert "stopped by its job" in log and "batch 1 x 4 = 4" in log
+    log = user.log().partition("checkpoints_two_nodes")[2]
+    assert "stopped by SIGTERM" in log.partition(f"== job {job}, start 1")[2]
     assert log.count("encoding ") == 1, "the cache is filled once"
     written = [path.name for path in cache.rglob("*.npy")]
     assert len(written) == len(set(written)) > 20 and not list(cache.rglob("*.part"))
