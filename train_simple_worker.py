@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
@@ -34,8 +33,10 @@ from training_state import (
     TrainConfig,
     check_same_run,
     choose_precision,
+    data_parallel,
     describe_run,
     epoch_chunks,
+    leave_group,
     mix_seed,
     read_last,
     run_identity,
@@ -52,8 +53,7 @@ ASKED_BY_JOB = 1000  # beside the signals' numbers: the stop file of a batch job
 def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
     """Train as process `rank` of `world_size`; with more than one, MASTER_ADDR and MASTER_PORT are set.
 
-    Raises UserError for what the user can mend, SystemExit(128 + signal) once it has saved after a signal,
-    SystemExit(0) once it has saved because its batch job asked for it.
+    Raises UserError for what the user can mend, SystemExit once it has saved: 128 + signal, 0 if its job asked.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     on_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -76,12 +76,6 @@ def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
             stack.push(leave_group)
         Trainer(rank, world_size, on_node, device, config, resumed).run()
-
-
-def leave_group(kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-    """Join the other processes in ending the group; not after an error, as they may wait in a collective."""
-    if kind is None or (isinstance(error, SystemExit) and error.code != 1):
-        dist.destroy_process_group()
 
 
 class Trainer:
@@ -127,15 +121,7 @@ class Trainer:
         )
         self.parallel: torch.nn.Module = self.model
         if world_size > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(
-                self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-            # After its first backward pass DDP arranges its buckets anew, and with them the order in which three
-            # or more processes' gradients are added. This pass, which trains nothing, comes before a run's first
-            # step and before a resumed run's: all steps then add alike.
-            with self.autocast():
-                self.parallel(torch.zeros(1, dim, self.frames, device=device)).sum().backward()
+            self.parallel = data_parallel(self.model, torch.zeros(1, dim, self.frames, device=device), self.autocast())
 
     def load_data(self, on_node: int) -> str:
         """Encode what has not been encoded yet, load both splits, return the data's hash."""
@@ -302,8 +288,7 @@ class Trainer:
     def poll(self, chunks: list[list[int]]) -> None:
         """Stop all processes at the same step if one was asked to, or met a number that is not finite."""
         progress = self.progress
-        job = job_folder() if self.rank == 0 else None
-        if job and (job / "stop").exists():
+        if self.rank == 0 and (job := job_folder()) and (job / "stop").exists():
             self.stop_signal = ASKED_BY_JOB
         bad_step = next((i for i, e in enumerate(progress.step_errors) if not np.isfinite(e)), None)
         bad_norm = next((i for i, n in enumerate(progress.step_grad_norms) if not np.isfinite(n)), None)

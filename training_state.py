@@ -5,6 +5,7 @@ Nothing to run. Used by train_simple_worker.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
 from pipeline_common import UserError, written_beside
@@ -181,6 +184,29 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def data_parallel(
+    model: torch.nn.Module, example: torch.Tensor, autocast: contextlib.AbstractContextManager
+) -> DistributedDataParallel:
+    """`model` under DDP, after one pass on `example` that trains nothing.
+
+    After its first backward pass DDP arranges its buckets anew, and with them the order in which the gradients of
+    three or more processes are added. This pass comes before a run's first step and before a resumed run's: all
+    steps then add alike.
+    """
+    ids = [example.device.index] if example.device.type == "cuda" else None
+    parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with autocast:
+        output = parallel(example)
+    output.sum().backward()
+    return parallel
+
+
+def leave_group(kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+    """Join the other processes in ending the group; not after an error, as they may wait in a collective."""
+    if kind is None or (isinstance(error, SystemExit) and error.code != 1):
+        torch.distributed.destroy_process_group()
 
 
 def describe_run(config: TrainConfig, world_size: int, device: torch.device, precision: str) -> str:
