@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import signal
 import sys
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from training_state import (
     check_same_run,
     choose_precision,
     data_parallel,
+    describe_epoch,
     describe_run,
     epoch_chunks,
     leave_group,
@@ -213,11 +214,12 @@ class Trainer:
             self.optimizer.step()
             errors.append(error.detach())
             if (step + 1) % STEPS_BETWEEN_POLLS[self.device.type] == 0 or step + 1 == len(chunks):
+                checked = len(progress.step_errors)
                 progress.step_errors += torch.stack(errors).tolist()
                 progress.step_grad_norms += torch.stack(norms).tolist()
                 progress.step = step + 1
                 errors, norms = [], []
-                self.poll(chunks)
+                self.poll(chunks, checked)
         total = self.sum_over_processes([sum(progress.step_errors)])[0]
         grad_norm = sum(progress.step_grad_norms) / len(progress.step_grad_norms)
         return total / (len(self.train_data.dataset) * self.codec.embedding_dim * self.frames), grad_norm
@@ -239,9 +241,8 @@ class Trainer:
             parts = [(predictions - targets).square().sum(), predictions.std(dim=2).sum(), targets.std(dim=2).sum()]
             sums += torch.stack(parts).cpu().double()
         error, predicted, true = self.sum_over_processes(sums.tolist())
-        return error / (len(self.val_data.dataset) * self.codec.embedding_dim * self.frames), predicted / max(
-            true, 1e-30
-        )
+        elements = len(self.val_data.dataset) * self.codec.embedding_dim * self.frames
+        return error / elements, predicted / max(true, 1e-30)
 
     def end_epoch(self, line: dict[str, object], is_best: bool) -> None:
         """Log the epoch, decide whether it was the last, save."""
@@ -251,7 +252,7 @@ class Trainer:
             progress.finished = f"no better validation MSE for {config.patience} epochs"
         elif epoch >= config.epochs:
             progress.finished = ALL_EPOCHS_DONE
-        self.log(self.describe_epoch(line))
+        self.log(describe_epoch(line, config.epochs, progress.seconds))
         progress.epoch, progress.step, progress.step_errors, progress.step_grad_norms = epoch + 1, 0, [], []
         if self.rank > 0:
             return
@@ -267,17 +268,6 @@ class Trainer:
             )
         save_checkpoint(self.folder / LAST, checkpoint)
 
-    def describe_epoch(self, line: dict[str, object]) -> str:
-        """One line for the log; `time left` is what the epochs to come would take without early stopping."""
-        epochs = self.config.epochs
-        left = round(self.progress.seconds / line["epoch"] * (epochs - line["epoch"]))
-        return (
-            f"epoch {line['epoch']:3d}/{epochs}  train {line['train_mse']:.6g}  val {line['val_mse']:.6g}  "
-            f"skill {line['skill']:+.4f}  deviation {line['deviation_ratio']:.3f}  lr {line['lr']:.2e}  "
-            f"grad {line['grad_norm']:.3g}  {line['pairs_per_second']:.1f} pairs/s  "
-            f"left {datetime.timedelta(seconds=left)}{'  *best' if line['best'] else ''}"
-        )
-
     def verdict(self) -> str:
         progress = self.progress
         where = f"in epoch {progress.best_epoch}, {self.folder / BEST}"
@@ -285,20 +275,23 @@ class Trainer:
 
     # ------------------------------------------------------------------ stopping and going on
 
-    def poll(self, chunks: list[list[int]]) -> None:
-        """Stop all processes at the same step if one was asked to, or met a number that is not finite."""
+    def poll(self, chunks: list[list[int]], checked: int) -> None:
+        """Stop all processes at the same step if one was asked to, or met a number that is not finite.
+
+        `checked`: as many steps of the epoch were looked at before.
+        """
         progress = self.progress
         if self.rank == 0 and (job := job_folder()) and (job / "stop").exists():
             self.stop_signal = ASKED_BY_JOB
-        bad_step = next((i for i, e in enumerate(progress.step_errors) if not np.isfinite(e)), None)
-        bad_norm = next((i for i, n in enumerate(progress.step_grad_norms) if not np.isfinite(n)), None)
-        here = min((s for s in (bad_step, bad_norm) if s is not None), default=None)
         # A NaN spreads to every process at the next step: the earliest step, and there the loss, tell the culprit.
-        order = (float("inf"), 0) if here is None else (here, 0 if here == bad_step else 1)
-        pairs = [] if here is None else [self.train_data.dataset.name(i) for i in chunks[here]]
+        steps = range(checked, progress.step)
+        bad = [(step, 0) for step in steps if not math.isfinite(progress.step_errors[step])]
+        bad += [(step, 1) for step in steps if not math.isfinite(progress.step_grad_norms[step])]
+        order = min(bad, default=(math.inf, 0))
+        pairs = [self.train_data.dataset.name(i) for i in chunks[order[0]]] if bad else []
         reports = self.gather((self.stop_signal, order, pairs))
         first = min(order for _, order, _ in reports)
-        if first[0] != float("inf"):
+        if first[0] < math.inf:
             names = sorted({name for _, order, pairs in reports if order == first for name in pairs})
             message = (
                 f"the loss is not finite: epoch {progress.epoch}, step {first[0] + 1}, pairs {', '.join(names)}; "

@@ -209,6 +209,17 @@ def leave_group(kind: type[BaseException] | None, error: BaseException | None, _
         torch.distributed.destroy_process_group()
 
 
+def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
+    """An epoch's line in the log, `seconds` into the training; `left` would be without early stopping."""
+    left = datetime.timedelta(seconds=round(seconds / line["epoch"] * (epochs - line["epoch"])))
+    return (
+        f"epoch {line['epoch']:3d}/{epochs}  train {line['train_mse']:.6g}  val {line['val_mse']:.6g}  "
+        f"skill {line['skill']:+.4f}  deviation {line['deviation_ratio']:.3f}  lr {line['lr']:.2e}  "
+        f"grad {line['grad_norm']:.3g}  {line['pairs_per_second']:.1f} pairs/s  "
+        f"left {left}{'  *best' if line['best'] else ''}"
+    )
+
+
 def describe_run(config: TrainConfig, world_size: int, device: torch.device, precision: str) -> str:
     """The opening of the log: when, what code, on what, with which settings."""
     here, now = Path(__file__).parent, datetime.datetime.now().isoformat(timespec="seconds")
