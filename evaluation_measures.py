@@ -5,7 +5,9 @@ Nothing to run. Errors are summed in float64; covariances, square roots and dist
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -62,7 +64,8 @@ def bootstrap_ratio(
     not independent, so whole tracks are drawn with replacement (cluster bootstrap: Field and Welsh 2007),
     numerator and denominator together.
 
-    The ends are percentiles, taken as far out as `interval_tail` says.
+    The ends are percentiles, taken as far out as `interval_tail` says. Measured on normal errors, such intervals hold
+    the truth 95% of the time from ten tracks on, 92% for five of unequal length.
     """
     tracks = len(numerators)
     if tracks < MIN_TRACKS:
@@ -119,6 +122,19 @@ def _student_t_mass(t: float, df: int) -> float:
 # ------------------------------------------------------------------ Fréchet audio distance
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes with one thread: matrices of 128 rows gain nothing from more, and lose much where other
+    programs want the cores (a square root took 30 times as long on two busy ones).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class FrameSet:
     """Mean and covariance of embedding frames, clip by clip, and a seeded sample of the frames for FAD-infinity.
 
@@ -128,45 +144,41 @@ class FrameSet:
     def __init__(self, clips: int, seed: int):
         self.count, self.clips, self.seed = 0, 0, seed
         self._quota = -(-FAD_INF_MAX_FRAMES // clips)
-        self._mean = self._scatter = None
-        self._samples: list[np.ndarray] = []
+        self.mean = self._scatter = torch.zeros(0)  # float64 [128] and [128, 128] from the first clip on
+        self._samples: list[torch.Tensor] = []
 
+    @one_thread()
     def add(self, embedding: torch.Tensor) -> None:
         """Add the frames of one clip, [128, T]."""
-        frames = embedding.detach().cpu().numpy().T.astype(np.float64)
-        mean = frames.mean(axis=0)
+        frames = embedding.detach().cpu().double().T
+        mean = frames.mean(dim=0)
         scatter = (frames - mean).T @ (frames - mean)
         if self.count == 0:
-            self._mean, self._scatter = mean, scatter
+            self.mean, self._scatter = mean, scatter
         else:  # Chan, Golub and LeVeque 1979: two sets' scatter matrices combined without cancellation
             total = self.count + len(frames)
-            shift = mean - self._mean
-            self._scatter = self._scatter + scatter + np.outer(shift, shift) * (self.count * len(frames) / total)
-            self._mean = self._mean + shift * (len(frames) / total)
+            shift = mean - self.mean
+            self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * len(frames) / total)
+            self.mean = self.mean + shift * (len(frames) / total)
         self.count += len(frames)
-        rng = np.random.default_rng([self.seed, self.clips])
-        chosen = rng.permutation(len(frames))[: self._quota]
-        self._samples.append(frames[np.sort(chosen)].astype(np.float32))
+        chosen = np.random.default_rng([self.seed, self.clips]).permutation(len(frames))[: self._quota]
+        self._samples.append(frames[np.sort(chosen)].float())
         self.clips += 1
 
     @property
-    def mean(self) -> np.ndarray:
-        return self._mean
-
-    @property
-    def covariance(self) -> np.ndarray:
+    def covariance(self) -> torch.Tensor:
         """The unbiased covariance, as numpy.cov has it."""
         return self._scatter / (self.count - 1)
 
     @property
     def has_covariance(self) -> bool:
         """More frames than channels: with fewer the covariance is singular whatever the sound is like."""
-        return self.count > 0 and self.count > len(self._mean)
+        return self.count > len(self.mean) > 0
 
     @property
-    def sample(self) -> np.ndarray:
+    def sample(self) -> torch.Tensor:
         """float32 [frames, 128]"""
-        return np.concatenate(self._samples)
+        return torch.cat(self._samples)
 
 
 @dataclass(frozen=True)
@@ -180,6 +192,7 @@ class FadResult:
     note: str = ""
 
 
+@one_thread()
 def fad_score(reference: FrameSet, candidate: FrameSet) -> FadResult:
     """Fréchet audio distance of `candidate` to `reference` (Kilgour et al. 2019), and FAD-infinity.
 
@@ -201,9 +214,8 @@ def fad_score(reference: FrameSet, candidate: FrameSet) -> FadResult:
     sizes = np.linspace(FAD_INF_MIN_FRAMES, len(frames), FAD_INF_SIZES).astype(int)
     distances = []
     for size in sizes:
-        drawn = frames[rng.permutation(len(frames))[:size]].astype(np.float64)
-        covariance = np.cov(drawn, rowvar=False)
-        distances.append(frechet_distance(reference.mean, reference.covariance, drawn.mean(axis=0), covariance))
+        drawn = frames[rng.permutation(len(frames))[:size]].double()
+        distances.append(frechet_distance(reference.mean, reference.covariance, drawn.mean(dim=0), torch.cov(drawn.T)))
     inverse = 1 / sizes
     slope, intercept = np.polyfit(inverse, distances, 1)
     residual = np.sum(np.square(distances - (slope * inverse + intercept)))
@@ -212,8 +224,8 @@ def fad_score(reference: FrameSet, candidate: FrameSet) -> FadResult:
     return FadResult(fad, float(intercept), r2, candidate.count)
 
 
-def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """|mean1 - mean2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^½), squared 2-Wasserstein distance of two Gaussians.
+def frechet_distance(mean1: torch.Tensor, cov1: torch.Tensor, mean2: torch.Tensor, cov2: torch.Tensor) -> float:
+    """|mean1 - mean2|² + tr(cov1 + cov2 - 2 (cov1 cov2)^½), squared 2-Wasserstein distance of two Gaussians; float64.
 
     Dowson and Landau 1982. The trace of the product's root is the sum of the singular values of
     cov1^½ cov2^½, whose squares are the eigenvalues of cov1^½ cov2 cov1^½ and so of cov1 cov2; the symmetric roots come
@@ -221,11 +233,10 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
     """
     roots = []
     for cov in (cov1, cov2):
-        values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
-        roots.append((vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
-    overlap = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    shift = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
-    return float(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * overlap)
+        values, vectors = torch.linalg.eigh(cov)
+        roots.append((vectors * values.clamp_min(0).sqrt()) @ vectors.T)
+    overlap = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
+    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap)
 
 
 # ------------------------------------------------------------------ on the sound

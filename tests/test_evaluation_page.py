@@ -1,0 +1,351 @@
+"""evaluate_continuation.py from end to end: its files, its errors, and the page in a real browser."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate_continuation
+import evaluation_report
+from audio_segments import write_wav
+from dataset_pairs import PairRow, write_metadata
+from pipeline_common import UserError
+from train_simple_worker import train_worker
+from training_state import TrainConfig
+
+RATE = 24000
+HOSTILE = "<img src=x onerror=alert(1)>.wav"
+VAL_TRACKS = [HOSTILE, '"><script>alert(2)</script>.flac', "a&amp;b.ogg", "d.wav", "e.wav", "f.wav"]
+
+
+def write_dataset(folder, tracks):
+    """Two pairs of 1-second segments a track; tracks: (source, split)."""
+    rng, rows = np.random.default_rng(0), []
+    for source, split in tracks:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        time = np.arange(3 * RATE) / RATE
+        track = 0.2 * np.sin(2 * np.pi * rng.uniform(150, 900) * time) * (1.5 + np.sin(2 * np.pi * 4 * time))
+        segments = np.round(20000 * (track + 0.01 * rng.normal(size=len(time)))).astype(np.int16).reshape(3, -1)
+        for start in (0, 1):
+            rows.append(PairRow(f"pair_{len(rows):04d}", split, source, start))
+            for name, segment in zip(rows[-1].files, segments[start:], strict=False):
+                write_wav(folder / name, segment, RATE)
+    write_metadata(folder / "metadata.txt", {"segment_duration": "1"}, {}, [], rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A dataset and the checkpoints of one epoch on it, in one folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_dataset(folder / "ds", [("t1.wav", "train"), ("t2.wav", "train")] + [(name, "val") for name in VAL_TRACKS])
+    paths = {"dataset_dir": str(folder / "ds"), "checkpoint_dir": str(folder / "ck")}
+    train_worker(0, 1, TrainConfig(**paths, epochs=2, batch_size=2, encodec_weights="untrained", device="cpu"))
+    return folder
+
+
+def run(monkeypatch, folder, *more, weights="untrained"):
+    arguments = {"checkpoint": folder / "ck/best_model.pt", "dataset_dir": folder / "ds", "output_dir": folder / "out"}
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    command = ["evaluate_continuation.py", *flags, "--device", "cpu", "--encodec_weights", weights, *map(str, more)]
+    monkeypatch.setattr(sys, "argv", command)
+    return evaluate_continuation.main()
+
+
+@pytest.fixture(scope="module")
+def results(trained):
+    """results.json of a run; a half-written line ends metrics.jsonl, as beside a running training."""
+    with open(trained / "ck/metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train_m')
+    (trained / "out").mkdir()
+    (trained / "out/example_99_model.wav").touch()
+    (trained / "out/mine.txt").touch()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(monkeypatch, trained, "--num_examples", 2, "--max_sound_pairs", 8) == 0
+    return json.loads((trained / "out/results.json").read_text())
+
+
+def test_numbers_are_those_of_the_training(trained, results):
+    checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
+    rows = results["rows"]
+    assert rows["model"]["mse"] == pytest.approx(checkpoint["val_mse"], rel=1e-5)
+    assert rows["training_mean"]["mse"] == pytest.approx(checkpoint["baselines"]["training_mean"], rel=1e-5)
+    assert rows["repeat_input"]["mse"] == pytest.approx(checkpoint["baselines"]["repeat_input"], rel=1e-5)
+    logged = results["training"]["epochs"]
+    assert [line["epoch"] for line in logged] == [1, 2]
+    lines = [json.loads(line) for line in (trained / "ck/metrics.jsonl").read_text().splitlines()[1:3]]
+    best = next(line for line in lines if line["epoch"] == checkpoint["epoch"])
+    assert rows["model"]["deviation_ratio"] == pytest.approx(best["deviation_ratio"], rel=1e-3)
+    assert rows["model"]["skill"] == pytest.approx(best["skill"], abs=1e-5)
+
+
+def test_results_are_complete(trained, results):
+    assert results["dataset"] | {"path": ""} == {
+        "path": "", "pairs": 12, "tracks": 6, "segment_s": 1.0, "sample_rate": RATE, "sound_pairs": 8,
+    }  # fmt: skip
+    assert [track["source"] for track in results["tracks"]] == VAL_TRACKS
+    low, high = results["rows"]["model"]["skill_interval"]
+    assert low <= results["rows"]["model"]["skill"] <= high
+    assert len(results["per_second"]["model"]["mse"]) == 1
+    assert results["rows"]["model"]["fad"] > 0
+    assert "too few to extrapolate" in results["rows"]["model"]["note"]
+    assert results["verdict"]["outcome"] in ("better", "worse", "not_distinguishable")
+    assert results["notes"] == []
+    present = {path.name for path in (trained / "out").iterdir()}
+    assert (
+        set(results["files"]) | {"results.json", "report.html", "mine.txt", ".lock"} == present
+    )  # stale files are gone
+    assert len({example["source"] for example in results["examples"]}) == 2
+
+
+def test_same_command_same_results(trained, results, monkeypatch):
+    again = trained / "again"
+    run(monkeypatch, trained, "--num_examples", 0, "--max_sound_pairs", 8, "--batch_size", 3, "--output_dir", again)
+    other = json.loads((again / "results.json").read_text())
+    for name, row in results["rows"].items():
+        for column, value in row.items():
+            if value is not None and not isinstance(value, str):
+                assert other["rows"][name][column] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, column)
+    assert other["verdict"] == results["verdict"]
+    assert other["examples"] == []
+
+
+def test_notes_say_what_is_wrong_with_the_split(trained, monkeypatch, tmp_path):
+    """A single track in both splits, and not the validation split of the training."""
+    write_dataset(tmp_path / "ds", [("one.wav", "train"), ("one.wav", "val")])
+    shutil.copy(trained / "ck/best_model.pt", tmp_path / "moved.pt")
+    paths = ("--dataset_dir", tmp_path / "ds", "--output_dir", tmp_path / "out", "--checkpoint", tmp_path / "moved.pt")
+    run(monkeypatch, trained, *paths, "--num_examples", 1)
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["verdict"]["outcome"] == "undecided"
+    assert "1 validation track gives no meaningful interval" in found["verdict"]["sentence"]
+    joined = " ".join(found["notes"])
+    assert "1 of 1 validation tracks are in the training split too" in joined
+    assert "not the validation split of the training" in joined
+    assert "no metrics.jsonl" in joined
+    assert not (tmp_path / "out/curves_light.png").exists()
+    assert "mse_interval" not in found["rows"]["other_track"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
+        (["--dataset_dir", "none"], "none/metadata.txt: no such file"),
+        (["--encodec_weights", "none"], "no file none"),
+        (["--output_dir", __file__], "is a file; name a folder"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(trained, monkeypatch, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, trained, *flags)
+
+
+def test_foreign_data_is_refused(trained, monkeypatch, tmp_path):
+    checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
+    torch.save(checkpoint | {"codec": "another"}, tmp_path / "codec.pt")
+    torch.save(checkpoint | {"num_samples": 16 * RATE}, tmp_path / "long.pt")
+    with pytest.raises(UserError, match="codec another, but --encodec_weights gives untrained-1"):
+        run(monkeypatch, trained, "--checkpoint", tmp_path / "codec.pt")
+    with pytest.raises(UserError, match="trained on segments of 384000 samples"):
+        run(monkeypatch, trained, "--checkpoint", tmp_path / "long.pt")
+    shutil.copytree(trained / "ds", tmp_path / "ds")
+    for role in ("input", "output"):
+        shutil.copy(tmp_path / f"ds/val/pair_0004_{role}.wav", tmp_path / f"ds/val/pair_0999_{role}.wav")
+    with pytest.raises(UserError, match="does not list val/pair_0999"):
+        run(monkeypatch, trained, "--dataset_dir", tmp_path / "ds")
+
+
+def test_a_mistake_is_one_line_and_status_1(tmp_path):
+    script = Path(evaluate_continuation.__file__)
+    done = subprocess.run(
+        [sys.executable, script, "--dataset_dir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("evaluate_continuation.py: error: ")
+
+
+def test_page_can_be_written_again_from_the_numbers(trained, results, monkeypatch):
+    before = (trained / "out/report.html").read_text()
+    (trained / "out/report.html").unlink()
+    monkeypatch.setattr(sys, "argv", ["evaluation_report.py", str(trained / "out")])
+    assert evaluation_report.main() == 0
+    assert (trained / "out/report.html").read_text() == before
+
+
+# ------------------------------------------------------------------ in a browser
+
+
+class Browser:
+    """Headless Chromium on its debugging pipe: messages are JSON, each ended by a zero byte."""
+
+    def __init__(self, executable, profile):
+        ours_in, theirs_out = os.pipe()
+        theirs_in, self.out = os.pipe()
+
+        def as_3_and_4():  # the numbers that Chromium reads from and writes to
+            spare = [os.dup2(fd, number) for fd, number in ((theirs_in, 103), (theirs_out, 104))]
+            os.dup2(spare[0], 3)
+            os.dup2(spare[1], 4)
+
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            "--mute-audio",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            [executable, f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run", *flags],
+            preexec_fn=as_3_and_4, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.reader, self.number, self.events, self.session = os.fdopen(ours_in, "rb"), 0, [], None
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method, **parameters):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        message |= {"sessionId": self.session} if self.session else {}
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self):
+        content = bytearray()
+        while (byte := self.reader.read(1)) != b"\0":
+            assert byte, "the browser is gone"
+            content += byte
+        return json.loads(content)
+
+    def open(self, url):
+        self.send("Page.navigate", url=url)
+        for _ in range(300):
+            if self.value("document.readyState") == "complete" and self.value("location.href") != "about:blank":
+                return
+            time.sleep(0.1)
+        raise AssertionError("the page does not load")
+
+    def value(self, expression):
+        """The value of a JavaScript expression; a promise is waited for."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def shape(self, width, height, dark):
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", media="", features=[scheme])
+
+    def screenshot(self, path):
+        picture = self.send("Page.captureScreenshot", captureBeyondViewport=True)
+        Path(path).write_bytes(base64.b64decode(picture["data"]))
+
+    def complaints(self):
+        """Everything that went wrong on the page, and every request that left the disk."""
+        self.value("1")
+        found = []
+        for event in self.events:
+            what, content = event.get("method"), event.get("params", {})
+            if what in ("Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed"):
+                found.append((what, content))
+            if what == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning", "assert"):
+                found.append((what, content))
+            if what == "Page.javascriptDialogOpening":
+                found.append((what, content))
+            if what == "Network.requestWillBeSent" and not content["request"]["url"].startswith(("file:", "data:")):
+                found.append((what, content))
+        return found
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(10)
+        self.reader.close()
+        os.close(self.out)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+# Waits until every player has its length (or has failed), then describes it.
+PLAYERS = """Promise.all([...document.querySelectorAll("audio")].map(a => new Promise(done => {
+  const tell = () => done([a.getAttribute("src"), a.duration]);
+  if (a.readyState > 0 || a.error) return tell();
+  a.onloadedmetadata = a.onerror = tell;
+  setTimeout(tell, 20000);
+})))"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(trained, results, browser, dark, width):
+    browser.events.clear()
+    browser.shape(width, 844, dark)
+    browser.open((trained / "out/report.html").as_uri())
+    players = dict(browser.value(PLAYERS))
+    assert len(players) == 5 * len(results["examples"])
+    for example in results["examples"]:
+        for clip in example["files"].values():
+            assert players[clip["wav"]] == pytest.approx(clip["seconds"], abs=0.01)
+    images = browser.value("[...document.images].map(i => [i.currentSrc, i.naturalWidth, i.alt])")
+    assert len(images) == 2 + 5 * len(results["examples"])
+    assert all(drawn > 0 and alt for _, drawn, alt in images)
+    theme = "_dark.png" if dark else "_light.png"
+    assert sum(source.endswith(theme) for source, *_ in images) == 2
+    assert browser.value("document.documentElement.scrollWidth") <= width  # nothing makes the page scroll sideways
+    # What a stranger named a track is text: no element came of it.
+    text = browser.value("document.querySelector('#tracks tbody').textContent")
+    assert all(name in text for name in VAL_TRACKS)
+    assert browser.value("[...document.querySelectorAll('script')].length") == 1
+    assert browser.value("document.querySelectorAll('[onerror]').length") == 0
+    assert "Untrained codec: the sound means nothing" in browser.value("document.body.innerText")
+    background = browser.value("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
+    if where := os.environ.get("SCREENSHOTS"):
+        browser.screenshot(Path(where, f"page_{width}_{'dark' if dark else 'light'}.png"))
+    assert browser.complaints() == []
+
+
+def test_page_by_keyboard(trained, results, browser):
+    """Tab reaches every link, the table that scrolls, each fold and each player, and the focus can be seen."""
+    browser.shape(390, 844, False)
+    browser.open((trained / "out/report.html").as_uri())
+    seen = set()
+    for _ in range(150):
+        for kind in ("keyDown", "keyUp"):
+            browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+        seen.add(
+            browser.value("(e => e.getAttribute('src') || e.getAttribute('href') || e.tagName)(document.activeElement)")
+        )
+        if len(seen) > 1 and browser.value("document.activeElement.tagName") != "AUDIO":
+            assert browser.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    wanted = {clip["wav"] for example in results["examples"] for clip in example["files"].values()}
+    assert wanted | {"#table", "#examples", "results.json", "SUMMARY", "DIV"} <= seen
