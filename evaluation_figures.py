@@ -99,7 +99,7 @@ def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
             bottom.axhline(0, color=_colour("training_mean", theme), dashes=DASHES["training_mean"])
             top.set_ylabel("MSE of embeddings")
             top.set_ylim(bottom=0)
-            bottom.set_ylabel("skill (0: training mean, 1: truth)")
+            bottom.set_ylabel("skill")
             bottom.set_xlabel("second of the continuation")
             bottom.set_xlim(0, len(middles))
             bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))

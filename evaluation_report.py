@@ -86,7 +86,7 @@ def write_report(path: Path, results: dict) -> None:
 <a href="#training">Training</a><a href="#tracks">Tracks</a><a href="#examples">Listen</a></nav>
 {_table(results)}
 <div class="charts">
-{_chart("seconds", "Where in the continuation", "per_second", SECONDS_ALT)}
+{_chart("seconds", "Where in the continuation", "per_second", SECONDS_ALT, SECONDS_ABOUT)}
 {_training(results)}
 </div>
 {_tracks(results)}
@@ -114,6 +114,16 @@ SECONDS_ALT = (
 CURVES_ALT = "Line chart: training and validation MSE by epoch, with the baselines as horizontal lines"
 
 
+SECONDS_ABOUT = (
+    "Does it know the first second better than the last? Skill 0 is the training mean (dashed), 1 the truth; the band "
+    "is the 95% interval over tracks."
+)
+CURVES_ABOUT = (
+    "The training's own log. Validation below the dashed line is better than predicting the average; training that "
+    "falls while validation rises is learning by heart."
+)
+
+
 def minus(text: str) -> str:
     """Real minus signs before digits."""
     return "".join("−" if c == "-" and text[i + 1 : i + 2].isdigit() else c for i, c in enumerate(text))
@@ -132,12 +142,9 @@ def findings(results: dict) -> list[str]:
         f"Skill is {percent(first)} in the first second and {percent(last)} in the last.",
     ]
     if model["fad"] is not None:
-        key, name = ("fad_inf", "FAD∞") if model["fad_inf"] is not None else ("fad", "FAD")
-        found.append(
-            f"As sound, all predictions together are at {name} {number(model[key])} from the true continuations; the "
-            f"codec alone is at {number(rows['ceiling'].get(key))}, a held training mean at FAD "
-            f"{number(rows['training_mean'].get('fad'))}."
-        )
+        others = {"the codec's ceiling": rows["ceiling"]["fad"], "the training mean held": rows["training_mean"]["fad"]}
+        known = " and ".join(f"{name} at {number(fad)}" for name, fad in others.items() if fad is not None)
+        found.append(f"As sound, all predictions together are at FAD {number(model['fad'])}, with {known}.")
     return found
 
 
@@ -150,6 +157,8 @@ def _cell(row: dict, key: str) -> str:
     if value is None:
         return "–"
     interval, r2 = row.get(f"{key}_interval"), row.get(f"{key}_r2")
+    if interval and interval[0] == interval[1]:  # a row that is 0 or 1 by definition
+        interval = None
     if key in ("skill", "deviation_ratio", "log_mel_distance", "chroma_cosine"):
         main = f"{value:.3f}".replace("-", "−")
         shown = [f"{end:.3f}".replace("-", "−") for end in interval] if interval else []
@@ -167,9 +176,9 @@ def _table(results: dict) -> str:
     lines, row_notes = [], []
     for name, row in results["rows"].items():
         mark = ""
-        if row.get("note"):
-            row_notes.append(f"{row['label']}: {row['note']}.")
-            mark = f"<sup>{len(row_notes)}</sup>"
+        if note := row.get("note"):
+            row_notes += [note] if note not in row_notes else []
+            mark = f"<sup>{row_notes.index(note) + 1}</sup>"
         cells = "".join(f"<td>{_cell(row, key)}</td>" for key, *_ in COLUMNS)
         kind = ' class="own"' if name.startswith("model") else ""
         lines.append(f'<tr{kind}><th scope="row">{escape(row["label"])}{mark}</th>{cells}</tr>')
@@ -199,14 +208,15 @@ def _picture(name: str, alt: str) -> str:
     )
 
 
-def _chart(anchor: str, title: str, name: str, alt: str) -> str:
-    return f'<section id="{anchor}"><h2>{title}</h2>{_picture(name, alt)}</section>'
+def _chart(anchor: str, title: str, name: str, alt: str, about: str) -> str:
+    caption = f'<p class="small">{about}</p>'
+    return f'<section id="{anchor}"><h2>{title}</h2>{caption}{_picture(name, alt)}</section>'
 
 
 def _training(results: dict) -> str:
     if not results["training"]["epochs"]:
         return '<section id="training"><h2>The training</h2><p>No metrics.jsonl beside the checkpoint.</p></section>'
-    return _chart("training", "The training", "curves", CURVES_ALT)
+    return _chart("training", "The training", "curves", CURVES_ALT, CURVES_ABOUT)
 
 
 def _tracks(results: dict) -> str:

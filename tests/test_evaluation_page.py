@@ -69,7 +69,7 @@ def results(trained):
     (trained / "out/example_99_model.wav").touch()
     (trained / "out/mine.txt").touch()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(monkeypatch, trained, "--num_examples", 2, "--max_sound_pairs", 8) == 0
+        assert run(monkeypatch, trained, "--num_examples", 2, "--max_sound_pairs", 4) == 0
     return json.loads((trained / "out/results.json").read_text())
 
 
@@ -89,7 +89,7 @@ def test_numbers_are_those_of_the_training(trained, results):
 
 def test_results_are_complete(trained, results):
     assert results["dataset"] | {"path": ""} == {
-        "path": "", "pairs": 12, "tracks": 6, "segment_s": 1.0, "sample_rate": RATE, "sound_pairs": 8,
+        "path": "", "pairs": 12, "tracks": 6, "segment_s": 1.0, "sample_rate": RATE, "sound_pairs": 4,
     }  # fmt: skip
     assert [track["source"] for track in results["tracks"]] == VAL_TRACKS
     low, high = results["rows"]["model"]["skill_interval"]
@@ -108,7 +108,7 @@ def test_results_are_complete(trained, results):
 
 def test_same_command_same_results(trained, results, monkeypatch):
     again = trained / "again"
-    run(monkeypatch, trained, "--num_examples", 0, "--max_sound_pairs", 8, "--batch_size", 3, "--output_dir", again)
+    run(monkeypatch, trained, "--num_examples", 0, "--max_sound_pairs", 4, "--batch_size", 3, "--output_dir", again)
     other = json.loads((again / "results.json").read_text())
     for name, row in results["rows"].items():
         for column, value in row.items():
@@ -268,7 +268,11 @@ class Browser:
         found = []
         for event in self.events:
             what, content = event.get("method"), event.get("params", {})
-            if what in ("Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed"):
+            if what in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                found.append((what, content))
+            if what == "Network.loadingFailed" and not content.get(
+                "canceled"
+            ):  # a player needs no more than it asked for
                 found.append((what, content))
             if what == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning", "assert"):
                 found.append((what, content))
@@ -345,7 +349,7 @@ def test_page_by_keyboard(trained, results, browser):
         seen.add(
             browser.value("(e => e.getAttribute('src') || e.getAttribute('href') || e.tagName)(document.activeElement)")
         )
-        if len(seen) > 1 and browser.value("document.activeElement.tagName") != "AUDIO":
+        if len(seen) > 1 and browser.value("document.activeElement.tagName") not in ("AUDIO", "BODY"):
             assert browser.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
     wanted = {clip["wav"] for example in results["examples"] for clip in example["files"].values()}
     assert wanted | {"#table", "#examples", "results.json", "SUMMARY", "DIV"} <= seen
