@@ -246,10 +246,12 @@ def evaluate(
         files += ["curves_light.png", "curves_dark.png"]
     files += [clip[kind] for example in examples for clip in example["files"].values() for kind in ("wav", "png")]
     model = rows["model"]
+    rivals = {"repeat_input": "repeating the input", "input_mean": "holding the input's average"}
+    beaten_by = tuple(words for name, words in rivals.items() if rows[name]["mse"] < model["mse"])
     table = track_table(pairs, errors, math.prod(shape))
     return {
         "format": "jingle_d results 1",
-        "verdict": verdict(model["skill"], model["skill_interval"], model["deviation_ratio"], len(table)),
+        "verdict": verdict(model["skill"], model["skill_interval"], model["deviation_ratio"], len(table), beaten_by),
         "checkpoint": {
             "path": printable(args.checkpoint),
             "epoch": checkpoint["epoch"],

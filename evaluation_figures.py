@@ -75,7 +75,8 @@ def _colour(name: str, theme: str) -> str:
 def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
     """per_second_{light,dark}.png: MSE and skill in each second of the continuation.
 
-    per_second: as in results.json, arrays [seconds] under "mse" and "skill", their interval or None.
+    per_second: as in results.json, arrays [seconds] under "mse" and "skill", their interval or None. A rival far below
+    skill 0 is in the upper panel only.
     """
     labels = {
         "model": "model",
@@ -90,7 +91,9 @@ def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
                 style = {"color": _colour(name, theme), "dashes": DASHES.get(name, ()), "label": label}
                 style |= {"marker": "o", "markersize": 4, "linewidth": 2.2, "zorder": 3} if name == "model" else {}
                 top.plot(middles, per_second[name]["mse"], **style)
-                if name in ("model", "input_mean"):
+                if name in ("model", "input_mean") or (
+                    name == "repeat_input" and min(per_second[name]["skill"]) > -0.1
+                ):
                     bottom.plot(middles, per_second[name]["skill"], **style)
             if (interval := per_second["model"]["skill_interval"]) is not None:
                 bottom.fill_between(
@@ -103,8 +106,11 @@ def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
             bottom.set_xlabel("second of the continuation")
             bottom.set_xlim(0, len(middles))
             bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            for axes in (top, bottom):
-                axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17 if axes is bottom else 1.27), ncols=2)
+            top.legend(loc="upper center", bbox_to_anchor=(0.5, 1.27), ncols=2)
+            handles, shown = bottom.get_legend_handles_labels()
+            rivals = [k for k, label in enumerate(shown) if label not in (labels["model"], labels["training_mean"])]
+            bottom.legend([handles[k] for k in rivals], [shown[k] for k in rivals], loc="upper center",
+                          bbox_to_anchor=(0.5, 1.17), ncols=3, columnspacing=1, handlelength=1.6)  # fmt: skip
 
 
 def draw_curves(folder: Path, epochs: list[dict], baselines: dict[str, float], evaluated_epoch: int) -> None:

@@ -301,15 +301,22 @@ def chroma_cosine(chroma: torch.Tensor, true: torch.Tensor) -> float:
 VERDICT_RULE = (
     "Skill is 1 − MSE ÷ MSE of the training mean. Better if the whole 95% interval of the skill (bootstrap over "
     "tracks) is above 0, worse if all of it is below 0, else not distinguishable; undecided with fewer than "
-    f"{MIN_TRACKS} tracks. "
+    f"{MIN_TRACKS} tracks. Baselines with a lower MSE than the model's are named. "
     f"Collapsed if the deviation ratio is below {COLLAPSED_BELOW}, else alive."
 )
 
 
 def verdict(
-    skill: float, interval: tuple[float, float] | None, deviation_ratio: float, tracks: int
+    skill: float,
+    interval: tuple[float, float] | None,
+    deviation_ratio: float,
+    tracks: int,
+    beaten_by: tuple[str, ...] = (),
 ) -> dict[str, str | bool]:
-    """`outcome` (better, worse, not_distinguishable, undecided), `alive`, and the sentence that says so."""
+    """`outcome` (better, worse, not_distinguishable, undecided), `alive`, and the sentence that says so.
+
+    beaten_by: what has a lower MSE than the model, in words.
+    """
     error = f"its error is {abs(skill):.1%} {'below' if skill >= 0 else 'above'} the training mean's"
     if interval is None:
         outcome = "undecided"
@@ -327,4 +334,6 @@ def verdict(
     alive = bool(deviation_ratio >= COLLAPSED_BELOW)
     state = "alive" if alive else "collapsed"
     sentence += f"; {state}: its predictions vary over time {deviation_ratio:.2f} times as much as the music does."
+    if beaten_by:
+        sentence += f" But {' and '.join(beaten_by)} {'has' if len(beaten_by) == 1 else 'have'} a lower error."
     return {"outcome": outcome, "alive": alive, "sentence": sentence, "rule": VERDICT_RULE}

@@ -132,15 +132,15 @@ def minus(text: str) -> str:
 def findings(results: dict) -> list[str]:
     """What else the numbers say, beside the verdict."""
     rows, model = results["rows"], results["rows"]["model"]
-    held = rows["input_mean"]["mse"]
-    against = 1 - model["mse"] / held if held else 0.0
+    found = []
+    for name, words in (
+        ("repeat_input", "repeating the input"),
+        ("input_mean", "holding the input's own average (which knows the track, and nothing of its course)"),
+    ):
+        gain = 1 - model["mse"] / max(rows[name]["mse"], 1e-300)
+        found.append(f"Against {words} the model's error is {abs(gain):.1%} {'lower' if gain >= 0 else 'higher'}.")
     skills = results["per_second"]["model"]["skill"]
-    first, last = skills[0], skills[-1]
-    found = [
-        f"Against holding the input's own average (which knows the track, and nothing of its course) the model's error "
-        f"is {abs(against):.1%} {'lower' if against >= 0 else 'higher'}.",
-        f"Skill is {percent(first)} in the first second and {percent(last)} in the last.",
-    ]
+    found.append(f"Skill is {percent(skills[0])} in the first second and {percent(skills[-1])} in the last.")
     if model["fad"] is not None:
         others = {"the codec's ceiling": rows["ceiling"]["fad"], "the training mean held": rows["training_mean"]["fad"]}
         known = " and ".join(f"{name} at {number(fad)}" for name, fad in others.items() if fad is not None)

@@ -3,7 +3,7 @@
     python benchmarks/study_ablations.py --dataset_dir dataset_pairs_wav --encodec_weights untrained
 
 Trains each variant from three seeds with the same data order and prints its validation MSE, relative to that of the
-training mean, and the time of a step. To be quick it trains on a part of each segment: frames s to s + 300
+training mean, and the time of a step. To be quick it trains on a part of each segment: frames s to s + 240
 of the input against the same frames of the continuation, the starts s on a grid; validation takes every part.
 """
 
@@ -78,9 +78,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", default="dataset_pairs_wav", help="(default: %(default)s)")
     parser.add_argument("--encodec_weights", default="pretrained", help="(default: %(default)s)")
-    parser.add_argument("--frames", type=positive_int, default=300, help="of a part (default: %(default)s)")
-    parser.add_argument("--steps", type=positive_int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--batch_size", type=positive_int, default=8, help="parts (default: %(default)s)")
+    parser.add_argument("--frames", type=positive_int, default=240, help="of a part (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=60, help="(default: %(default)s)")
+    parser.add_argument("--batch_size", type=positive_int, default=4, help="parts (default: %(default)s)")
     parser.add_argument("--seeds", type=positive_int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="(default: %(default)s)")
     args = parser.parse_args()

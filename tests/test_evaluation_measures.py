@@ -244,3 +244,9 @@ def test_collapse_is_called_collapse():
     assert verdict(0.1, (0.05, 0.2), 0.0999, 20)["alive"] is False
     assert "; collapsed: its predictions vary over time 0.05 times" in verdict(0.1, None, 0.05, 1)["sentence"]
     assert verdict(0.1, (0.05, 0.2), 0.1, 20)["alive"] is True
+
+
+def test_a_better_baseline_is_named():
+    assert "But a has a lower error." in verdict(0.1, (0.05, 0.2), 0.5, 20, ("a",))["sentence"]
+    assert "But a and b have a lower error." in verdict(0.1, None, 0.5, 2, ("a", "b"))["sentence"]
+    assert "But" not in verdict(0.1, (0.05, 0.2), 0.5, 20)["sentence"]
