@@ -205,8 +205,16 @@ def main() -> int:
         prepare_cache([dataset])
         progress = Progress()
         tracks = [row.source for row in pairs]
+        # Everything but the model is where the codec is: Apple's GPU has no float64.
+        embeddings = PairEmbeddings(dataset, codec.device)
         evaluation = Evaluation(
-            model, model.mean, PairEmbeddings(dataset, device), tracks, args.seed, args.batch_size, progress
+            lambda x: model(x.to(device)).to(x.device),
+            model.mean.to(codec.device),
+            embeddings,
+            tracks,
+            args.seed,
+            args.batch_size,
+            progress,
         )
         results = evaluate(evaluation, pairs, args, checkpoint)
         progress.close()

@@ -15,7 +15,7 @@ h2 { font-size: 1.2rem; margin: 0 0 0.7rem; }
 h3 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
 p { margin: 0 0 0.7rem; }
 a { color: var(--accent); }
-.facts, .small, .interval, .better { color: var(--soft); }
+.facts, .small, .interval, .arrow { color: var(--soft); }
 .facts, .small { font-size: 0.875rem; overflow-wrap: anywhere; }
 section, .warning { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 1rem clamp(0.8rem, 2vw, 1.3rem); margin: 1rem 0; }
@@ -39,7 +39,7 @@ th:first-child { text-align: left; position: sticky; left: 0; background: var(--
   min-width: 8.5rem; padding-left: 0; overflow-wrap: anywhere; }
 tr.own td { background: var(--own); }
 tr.own th { font-weight: 700; }
-.better { font-weight: 400; white-space: nowrap; }
+.arrow { font-weight: 400; white-space: nowrap; }
 .interval { display: block; font-size: 0.78rem; }
 details { margin-top: 0.7rem; }
 summary { cursor: pointer; padding: 0.2rem 0; }

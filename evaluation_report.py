@@ -171,7 +171,7 @@ def _cell(row: dict, key: str) -> str:
 
 def _table(results: dict) -> str:
     heads = "".join(
-        f'<th scope="col">{title} <span class="better">{arrow}</span></th>' for _, title, arrow, _ in COLUMNS
+        f'<th scope="col">{title} <span class="arrow">{arrow}</span></th>' for _, title, arrow, _ in COLUMNS
     )
     lines, row_notes = [], []
     for name, row in results["rows"].items():

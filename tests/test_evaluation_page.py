@@ -17,6 +17,7 @@ import evaluate_continuation
 import evaluation_report
 from audio_segments import write_wav
 from dataset_pairs import PairRow, write_metadata
+from evaluation_measures import one_thread
 from pipeline_common import UserError
 from train_simple_worker import train_worker
 from training_state import TrainConfig
@@ -41,6 +42,13 @@ def write_dataset(folder, tracks):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """One thread is the quickest for so little sound."""
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A dataset and the checkpoints of one epoch on it, in one folder."""
@@ -48,6 +56,7 @@ def trained(tmp_path_factory):
     write_dataset(folder / "ds", [("t1.wav", "train"), ("t2.wav", "train")] + [(name, "val") for name in VAL_TRACKS])
     paths = {"dataset_dir": str(folder / "ds"), "checkpoint_dir": str(folder / "ck")}
     train_worker(0, 1, TrainConfig(**paths, epochs=2, batch_size=2, encodec_weights="untrained", device="cpu"))
+    torch.set_num_threads(1)  # the worker has taken all cores
     return folder
 
 
@@ -335,6 +344,21 @@ def test_page_in_a_browser(trained, results, browser, dark, width):
     if where := os.environ.get("SCREENSHOTS"):
         browser.screenshot(Path(where, f"page_{width}_{'dark' if dark else 'light'}.png"))
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("outcome", ["better", "worse", "not_distinguishable", "undecided"])
+def test_every_verdict_fits_a_phone(trained, results, browser, outcome, tmp_path):
+    for clip in (trained / "out").iterdir():
+        (tmp_path / clip.name).symlink_to(clip)
+    (tmp_path / "report.html").unlink()
+    evaluation_report.write_report(
+        tmp_path / "report.html", results | {"verdict": results["verdict"] | {"outcome": outcome, "alive": True}}
+    )
+    browser.shape(390, 844, False)
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.value("document.documentElement.scrollWidth") <= 390
+    style = browser.value("(s => [s.fontWeight, s.whiteSpace])(getComputedStyle(document.querySelector('.verdict')))")
+    assert style == ["600", "normal"]
 
 
 def test_page_by_keyboard(trained, results, browser):
