@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format soak bench clean
 
 help:
 	@echo "make demo     synthesise music, train on it, continue it: the whole pipeline in a few minutes"
 	@echo "make test     the whole test suite, offline"
 	@echo "make lint     ruff (rules and format) and shellcheck"
 	@echo "make install  only make .venv with what requirements.txt lists"
+	@echo "make soak     kill trainings at random moments and compare what they end with"
 	@echo "make bench    measure it against the letter of the experiment's description (needs ffmpeg)"
 	@echo "make clean    remove what the demo made"
 
@@ -39,6 +40,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/soak_kill.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_benchmarks.py

@@ -31,7 +31,7 @@ from evaluation_report import write_report
 from evaluation_rows import Evaluation, by_track, read_wav, spread_over_tracks, summarise
 from frozen_encodec import load_frozen_encodec, untrained_banner
 from generate_continuation import check_codec, decode_joined
-from model_simple_transformer import SimpleTransformer, load_checkpoint
+from model_simple_transformer import load_checkpoint, simple_transformer_from
 from pipeline_common import (
     UserError,
     locked,
@@ -186,9 +186,7 @@ def main() -> int:
     device, output_dir, dataset_dir = pick_device(args.device), Path(args.output_dir), Path(args.dataset_dir)
     pairs, shared_tracks = read_pairs(dataset_dir)
     checkpoint = load_checkpoint(args.checkpoint)  # read once: a running training may replace the file
-    model = SimpleTransformer(**checkpoint["model_config"])
-    model.load_state_dict(checkpoint["model"])
-    model.to(device).eval()
+    model = simple_transformer_from(checkpoint, device)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir}: is a file; name a folder")
     codec = load_frozen_encodec(args.encodec_weights, device)

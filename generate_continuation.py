@@ -20,7 +20,7 @@ import torch
 
 from audio_segments import AudioError, read_last_segment, to_pcm16, write_wav
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from model_simple_transformer import SimpleTransformer, load_checkpoint, load_simple_transformer
+from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
 from pipeline_common import UserError, pick_device, positive_int, printable, run_script
 
 
@@ -81,7 +81,7 @@ def main() -> int:
     output_dir, device = Path(args.output_dir), pick_device(args.device)
     names = output_names(args.inputs, output_dir)
     checkpoint = load_checkpoint(args.checkpoint)
-    model = load_simple_transformer(args.checkpoint, device)
+    model = simple_transformer_from(checkpoint, device)
     sample_rate, duration = checkpoint["sample_rate"], checkpoint["num_samples"] // checkpoint["sample_rate"]
     contexts = []
     for path in args.inputs:  # every input is looked at before the first is worked on

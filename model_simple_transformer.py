@@ -149,7 +149,11 @@ def load_simple_transformer(
     checkpoint_path: str | os.PathLike, device: str | torch.device = "cpu"
 ) -> SimpleTransformer:
     """Rebuild a trained model from what the checkpoint itself says, in evaluation mode on `device`."""
-    checkpoint = load_checkpoint(checkpoint_path)
+    return simple_transformer_from(load_checkpoint(checkpoint_path), device)
+
+
+def simple_transformer_from(checkpoint: dict, device: str | torch.device = "cpu") -> SimpleTransformer:
+    """The same from a checkpoint that has been read."""
     model = SimpleTransformer(**checkpoint["model_config"])
     model.load_state_dict(checkpoint["model"])
     return model.to(device).eval()

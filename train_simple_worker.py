@@ -37,6 +37,7 @@ from training_state import (
     describe_epoch,
     describe_run,
     epoch_chunks,
+    evaluation_command,
     leave_group,
     mix_seed,
     read_last,
@@ -263,9 +264,7 @@ class Trainer:
         if epoch % config.checkpoint_every == 0:
             save_checkpoint(self.folder / f"checkpoint_epoch_{epoch}.pt", checkpoint)
             newest = self.folder / f"checkpoint_epoch_{epoch}.pt"
-            self.log(
-                f"listen     python evaluate_continuation.py --checkpoint {newest} --dataset_dir {config.dataset_dir}"
-            )
+            self.log(f"listen     {evaluation_command(config, newest)}")
         save_checkpoint(self.folder / LAST, checkpoint)
 
     def verdict(self) -> str:

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +219,16 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
         f"grad {line['grad_norm']:.3g}  {line['pairs_per_second']:.1f} pairs/s  "
         f"left {left}{'  *best' if line['best'] else ''}"
     )
+
+
+def evaluation_command(config: TrainConfig, checkpoint: Path) -> str:
+    """The command that looks at, and listens to, a checkpoint of this run."""
+    words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
+    for flag in ("dataset_dir", "cache_dir", "encodec_weights"):
+        value = getattr(config, flag)
+        if value != getattr(TrainConfig(), flag):
+            words += [f"--{flag}", value]
+    return shlex.join(words)
 
 
 def describe_run(config: TrainConfig, world_size: int, device: torch.device, precision: str) -> str:

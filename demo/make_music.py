@@ -3,8 +3,8 @@
     python demo/make_music.py                      # demo/music/track_NN.wav
     python demo/make_music.py --num_tracks 12      # more of it
 
-Each track has its own key, tempo, chord progression and sounds: pads, bass, drums and a melody that
-repeats with variations over eight bars, so that what comes next can be guessed from what was heard.
+Each track has its own key, one of two tempi, a chord progression and sounds: pads, bass, drums and a melody
+that wanders from bar to bar. What comes next can be guessed from what was heard, but never copied.
 All of it follows from the seed.
 """
 
@@ -65,18 +65,18 @@ def make_track(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
     for bar in range(int(seconds / (4 * beat)) + 1):
         start, degree = bar * 4 * beat, progression[bar % 4]
+        motif[rng.integers(8)] = rng.integers(0, 5)  # the melody wanders: no bar comes back as it was
         for third in (0, 2, 4):
             add(tone(pitch(degree + third, 1), 4 * beat, pad, 0.08, 3.0), start, 0.06, 0.3 + 0.1 * third)
         for half in range(8):
-            at = start + half * beat / 2
+            at, accent = start + half * beat / 2, rng.uniform(0.6, 1.2)
             if half % 2 == 0:
-                add(tone(pitch(degree), beat * 0.9, np.array([1, 0.5, 0.2]), 0.005, 0.5), at, 0.16)
-            # The second time round, the melody's last bar turns elsewhere.
-            step = int(motif[half] if bar % 8 != 7 else motif[7 - half])
-            if (half + step) % 3:
-                add(tone(pitch(degree + step, 2), beat * 0.6, lead, 0.005, 0.25), at, 0.09, 0.6)
-            add(strokes["hat"], at, 0.15, 0.55)
-        for kind, beats in (("kick", (0, 2, 2.5)), ("snare", (1, 3))):
+                fifth = 4 if half == 6 and rng.random() < 0.4 else 0
+                add(tone(pitch(degree + fifth), beat * 0.9, np.array([1, 0.5, 0.2]), 0.005, 0.5), at, 0.16)
+            if (half + motif[half]) % 3:
+                add(tone(pitch(degree + int(motif[half]), 2), beat * 0.6, lead, 0.005, 0.25), at, 0.09 * accent, 0.6)
+            add(strokes["hat"], at, 0.15 * accent, 0.55)
+        for kind, beats in (("kick", (0, 2, 2.5)), ("snare", (1, 3, 3.75)[: 2 + (rng.random() < 0.3)])):
             for position in beats:
                 add(strokes[kind], start + position * beat, 0.35)
     mix = mix[: int(seconds * SAMPLE_RATE)]

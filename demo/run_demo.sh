@@ -24,7 +24,9 @@ step "Music: demo/music"
 python demo/make_music.py --output_dir demo/music
 
 step "1. Create the dataset"
-python create_dataset_pairs_wav.py --input_dir demo/music --output_dir "$out/dataset_pairs_wav"
+# 5 of the 14 tracks for validation: fewer would give the verdict no interval.
+python create_dataset_pairs_wav.py --input_dir demo/music --output_dir "$out/dataset_pairs_wav" \
+    --max_pairs 28 --val_pairs 10
 
 step "2. Test the setup"
 python test_simple_setup.py --encodec_weights "$weights" --dataset_dir "$out/dataset_pairs_wav"
@@ -38,5 +40,10 @@ ls -lh "$out/checkpoints_simple"
 python generate_continuation.py demo/music/track_00.wav --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --output_dir "$out/continuations" --encodec_weights "$weights"
 
-step "Listen to"
+step "5. Does it work?"
+python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
+    --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights" --num_examples 4
+
+step "Listen to, and look at"
 ls "$out"/continuations/*.wav
+echo "$out/results_simple/report.html"

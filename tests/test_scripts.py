@@ -41,6 +41,7 @@ DOCUMENTED_FLAGS = {
         "cache_dir encodec_weights seed"
     ),
     "generate_continuation.py": "checkpoint output_dir num_segments quantize device encodec_weights",
+    "evaluate_continuation.py": "checkpoint dataset_dir output_dir num_examples device encodec_weights",
     "test_simple_setup.py": "encodec_weights device",
 }
 
