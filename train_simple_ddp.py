@@ -137,8 +137,10 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
     except Exception as error:
         if mistakes is not None:
             raise
-        # What a process says of a connection that broke is the echo of another one's end.
-        tell(rank, traceback.format_exc(), isinstance(error, torch.distributed.DistError) or "gloo" in str(error))
+        # A broken connection is the echo of another process's end: torchrun is to see that one first.
+        is_echo = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        time.sleep(3 if is_echo else 0)
+        tell(rank, traceback.format_exc(), is_echo)
         status = 1
     # Leave as we are. After an error the others may wait in a collective, which must not be joined; and at the
     # interpreter's end torch's threads now and then abort a process whose work is done.
