@@ -38,7 +38,7 @@ DOCUMENTED_FLAGS = {
     "train_simple_ddp.py": (
         "dataset_dir checkpoint_dir batch_size epochs lr weight_decay patience scheduler_factor scheduler_patience "
         "max_grad_norm checkpoint_every num_layers num_heads dropout num_processes device precision resume no_cache "
-        "cache_dir encodec_weights seed"
+        "cache_dir encodec_weights seed check_only"
     ),
     "generate_continuation.py": "checkpoint output_dir num_segments quantize device encodec_weights",
     "evaluate_continuation.py": "checkpoint dataset_dir output_dir num_examples device encodec_weights",
