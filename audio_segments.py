@@ -22,6 +22,7 @@ from pipeline_common import UserError, written_beside
 # Anything else in a folder (covers, playlists, notes) is no music and is passed over.
 AUDIO_EXTENSIONS = frozenset(
     """.wav .wave .w64 .rf64 .flac .mp3 .mp2 .ogg .oga .opus .aif .aiff .aifc .caf .au .snd
+    .bwf .mp1 .voc .8svx .iff
     .m4a .m4b .mp4 .aac .wma .ape .wv .mpc .alac .ac3 .dsf""".split()  # noqa: SIM905
 )
 
@@ -37,14 +38,21 @@ class AudioError(Exception):
     """Why one audio file cannot be used, in a few words."""
 
 
-def find_audio_files(folder: Path) -> list[str]:
+def find_audio_files(folder: Path, leave_out: Path | None = None) -> list[str]:
     """Paths of the audio files below `folder`, relative to it and sorted, links to folders followed.
 
-    Hidden files are left out (macOS keeps `._NAME` beside NAME); a folder is entered once, so a
-    loop of links ends.
+    Hidden files are left out (macOS keeps `._NAME` beside NAME), and so is the folder `leave_out`; a folder is
+    entered once, so a loop of links ends. A folder that cannot be read stands in the list itself: opening it
+    will say why.
     """
     found, entered = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    if leave_out is not None and leave_out.exists():
+        entered.add((leave_out.stat().st_dev, leave_out.stat().st_ino))
+
+    def keep(error: OSError) -> None:
+        found.append(os.path.relpath(error.filename, folder))
+
+    for parent, folders, names in os.walk(folder, onerror=keep, followlinks=True):
         here = os.stat(parent)
         if (here.st_dev, here.st_ino) in entered:
             folders.clear()
@@ -60,7 +68,10 @@ def find_audio_files(folder: Path) -> list[str]:
 def open_audio(path: str | os.PathLike, sample_rate: int) -> soundfile.SoundFile:
     """Open an audio file that can be brought to `sample_rate` Hz; AudioError says why not."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioError("a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that may not be read")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
             raise AudioError("not a regular file")
         if os.path.getsize(path) == 0:
             raise AudioError("empty file")

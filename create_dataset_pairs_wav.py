@@ -22,6 +22,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from dataset_pairs import (
     PairRow,
     Segment,
     Track,
+    check_is_ours,
     read_metadata,
     split_pairs,
     usable_pairs,
@@ -57,7 +59,7 @@ from pipeline_common import (
 )
 
 STAGING_NAME = ".staging"
-PAIR_FILE = re.compile(r"pair_\d{4,}_(input|output)\.wav")
+PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
 
 
 # ------------------------------------------------------------------ one track
@@ -109,9 +111,11 @@ def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namesp
                         break
                 previous = pcm16 if segment.usable else None
             else:
-                heard = len(segments) * args.segment_duration
-                if audio.frames >= (heard + args.segment_duration) * audio.samplerate:
-                    problem = f"ends after {heard} s of the {audio.frames / audio.samplerate:.0f} s its header promises"
+                # A decoder that steps over damage without a word: what follows the hole is not where it says.
+                heard, promised = audio.tell() / audio.samplerate, audio.frames / audio.samplerate
+                if promised - heard > 0.05:
+                    segments = []
+                    problem = f"damaged: only {heard:.1f} s of {promised:.1f} s can be decoded"
     except AudioError as error:
         problem = str(error)
     if len(segments) < 2 and not problem:
@@ -160,6 +164,7 @@ def _end_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -225,9 +230,14 @@ def _link(staged: Path, final: Path) -> None:
 
 def _remove_stale(output_dir: Path, names: set[str]) -> None:
     """Remove the pair files (and only those) that are not among `names`, "train/pair_0000_input.wav"."""
-    for path in itertools.chain(*(output_dir.glob(f"{split}/*pair_*") for split in ("train", "val"))):
-        if PAIR_FILE.search(path.name) and f"{path.parent.name}/{path.name}" not in names:
+    for path in _pair_files(output_dir):
+        if f"{path.parent.name}/{path.name}" not in names:
             path.unlink()
+
+
+def _pair_files(output_dir: Path) -> list[Path]:
+    """The pairs in a dataset's folder, and what a killed run left of them."""
+    return [p for split in ("train", "val") for p in output_dir.glob(f"{split}/*") if PAIR_FILE.fullmatch(p.name)]
 
 
 def create_dataset(args: argparse.Namespace) -> None:
@@ -245,7 +255,7 @@ def create_dataset(args: argparse.Namespace) -> None:
         raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir}: is a file; name a folder")
-    sources = find_audio_files(input_dir)
+    sources = find_audio_files(input_dir, leave_out=output_dir)
     if not sources:
         raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
     settings = {
@@ -259,7 +269,12 @@ def create_dataset(args: argparse.Namespace) -> None:
 
     output_dir.mkdir(parents=True, exist_ok=True)
     with locked(output_dir, "dataset creation"):
-        metadata = output_dir / METADATA_NAME
+        metadata, staging = output_dir / METADATA_NAME, output_dir / STAGING_NAME
+        check_is_ours(metadata)
+        if not args.overwrite and not metadata.exists() and not staging.exists() and _pair_files(output_dir):
+            raise UserError(
+                f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
+            )
         if metadata.exists() and not args.overwrite:
             known = read_metadata(metadata)
             changed = [
@@ -273,9 +288,9 @@ def create_dataset(args: argparse.Namespace) -> None:
                     "add --overwrite or choose another --output_dir"
                 )
             if _is_complete(output_dir, known.pairs, args):
+                shutil.rmtree(staging, ignore_errors=True)
                 print(f"{output_dir}: already complete, {len(known.pairs)} pairs; nothing to do")
                 return
-        metadata.unlink(missing_ok=True)
         _build(sources, input_dir, output_dir, settings, args)
 
 
@@ -296,6 +311,7 @@ def _build(
     made = collect(sources, input_dir, staging, args)
     chosen = made.train + made.val
     if not chosen:
+        shutil.rmtree(staging)
         first = "; ".join(f"{printable(source)}: {reason}" for source, reason in made.skipped[:3])
         raise UserError(
             f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
@@ -313,6 +329,7 @@ def _build(
     ]
     for split in ("train", "val"):
         (output_dir / split).mkdir(exist_ok=True)
+    (output_dir / METADATA_NAME).unlink(missing_ok=True)  # from here on the dataset is not what it says
     _remove_stale(output_dir, {name for row in rows for name in row.files})
     for row, pair in zip(tqdm(rows, unit="pair", desc="writing", disable=not sys.stderr.isatty()), chosen, strict=True):
         for offset, name in enumerate(row.files):

@@ -84,7 +84,8 @@ def split_pairs(pairs_by_track: list[list[Pair]], max_pairs: int, val_pairs: int
         if wanted == 0 or len(pairs) < 2:
             return pairs[:train_limit], []
         val = pairs[len(pairs) - wanted :]
-        return [pair for pair in pairs if pair.index + 1 < val[0].index][:train_limit], val
+        train = [pair for pair in pairs if pair.index + 1 < val[0].index][:train_limit]
+        return (train, val) if train else (pairs[:train_limit], [])
     rest, val = list(tracks), []
     while len(val) < wanted and len(rest) > 1:
         fitting = (pairs for pairs in rest if len(val) + len(pairs) <= wanted)
@@ -133,8 +134,15 @@ def write_metadata(
         beside.write_text(f"{text}sha256: {_digest(text)}\n", encoding="utf-8")
 
 
+def check_is_ours(path: Path) -> None:
+    """UserError if there is a file at `path` that is no metadata.txt of this project: it is not to be touched."""
+    if path.exists() and not path.read_bytes().startswith(TITLE.encode()):
+        raise UserError(f"{path}: is not this project's; choose another folder, or delete it if it is of no use")
+
+
 def read_metadata(path: Path) -> Metadata:
     """Read metadata.txt; UserError if it is missing or not as it was written."""
+    check_is_ours(path)
     try:
         text = path.read_bytes().decode("utf-8")
         body, digest = text.rsplit("sha256: ", 1)

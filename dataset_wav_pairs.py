@@ -216,7 +216,8 @@ class PairEmbeddings:
                     both = torch.stack(list(pool.map(self.dataset.embedding, paths)))
         if self.device.type == "cuda" and both.device.type == "cpu":
             both = both.pin_memory()  # lets the copy run beside the GPU's work
-        both = both.to(self.device, non_blocking=True).unflatten(0, (-1, 2))
+        # On Apple's GPU a copy that does not block may read memory that has been freed.
+        both = both.to(self.device, non_blocking=self.device.type == "cuda").unflatten(0, (-1, 2))
         return both[:, 0], both[:, 1]
 
     def batches(self, chunks: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -150,6 +150,9 @@ def load_frozen_encodec(
     """
     device = torch.device(device)
     device = torch.device("cpu") if device.type == "mps" else device
+    if device.type == "cuda":
+        # Its convolutions and LSTM would run in TF32, which keeps three digits; nothing else here uses cuDNN.
+        torch.backends.cudnn.allow_tf32 = False
     # The random weights are drawn here in any case, without disturbing anyone else's random numbers.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*weight_norm.*", FutureWarning)

@@ -23,6 +23,8 @@ from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untra
 from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
 from pipeline_common import UserError, pick_device, positive_int, printable, run_script
 
+PARTS = ("context", "continuation", "joined")
+
 
 @torch.no_grad()
 def continue_embeddings(model: SimpleTransformer, context: torch.Tensor, num_segments: int = 1) -> torch.Tensor:
@@ -58,11 +60,15 @@ def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike)
 
 def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
     """The common beginning of each input's output paths; UserError if two inputs would share theirs."""
-    stems: dict[str, str] = {}
+    names: dict[str, str] = {}
     for path in inputs:
-        stem = Path(path).stem
-        if stems.setdefault(stem, path) != path:
-            raise UserError(f"{path}: would overwrite the continuation of {stems[stem]}; give them two --output_dir")
+        name = Path(path).stem.casefold()  # macOS takes Song and song for one
+        if names.setdefault(name, path) != path:
+            raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give them two --output_dir")
+    written = {output_dir / f"{Path(path).stem}_{part}.wav" for path in inputs for part in PARTS}
+    for path in inputs:
+        if any(target.exists() and os.path.samefile(path, target) for target in written if Path(path).exists()):
+            raise UserError(f"{path}: would be overwritten by what is written; choose another --output_dir")
     return [output_dir / Path(path).stem for path in inputs]
 
 

@@ -145,12 +145,12 @@ def pick_device(name: str, index: int = 0) -> torch.device:
 
 def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
-    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+    return _number(text, int, "a whole number from 1 to 1000000000", lambda value: 1 <= value <= 10**9)
 
 
 def whole_number(text: str) -> int:
     """argparse type: a whole number of at least 0."""
-    return _number(text, int, "a whole number of at least 0", lambda value: value >= 0)
+    return _number(text, int, "a whole number from 0 to below 2 to the 63rd", lambda value: 0 <= value < 2**63)
 
 
 def positive_float(text: str) -> float:

@@ -34,7 +34,7 @@ class Setup:
 
     encodec_weights: str = "untrained"
     device: str = "cpu"
-    dataset_dir: str = "dataset_pairs_wav"
+    dataset_dir: str | None = None
 
     @cached_property
     def codec(self) -> FrozenEncodec:
@@ -129,8 +129,8 @@ def check_training(setup: Setup) -> str:
 
 def check_dataset(setup: Setup) -> str:
     """If there is a dataset, all of its headers are right and its first pair encodes."""
-    root = Path(setup.dataset_dir)
-    if not root.exists():
+    root = Path(setup.dataset_dir or "dataset_pairs_wav")
+    if setup.dataset_dir is None and not root.exists():
         return f"none at {root} yet: python create_dataset_pairs_wav.py makes it"
     sizes = {}
     for split in ("train", "val"):
@@ -166,7 +166,7 @@ def main() -> int:
     add = parser.add_argument
     add("--encodec_weights", default="pretrained", help="pretrained, untrained, or a file or folder")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--dataset_dir", default="dataset_pairs_wav", help="looked at if it is there (default: %(default)s)")
+    add("--dataset_dir", help="a dataset to check (default: dataset_pairs_wav, if it is there)")
     setup = Setup(**vars(parser.parse_args()))
     failed = []
     for check in CHECKS:

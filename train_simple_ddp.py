@@ -33,6 +33,7 @@ from dataset_wav_pairs import find_pairs
 from frozen_encodec import find_weights
 from pipeline_common import (
     UserError,
+    describe_os_error,
     fraction,
     job_folder,
     non_negative_float,
@@ -126,7 +127,8 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         status = 0
     except SystemExit as end:  # saved, after a signal
         status = int(end.code or 0)
-    except UserError as error:
+    except (UserError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        error = error if isinstance(error, UserError) else UserError(describe_os_error(error))
         if mistakes is not None:
             mistakes.put(str(error))
         else:
@@ -134,6 +136,8 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
             time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
             tell(rank, f"{Path(sys.argv[0]).name}: error: {error}\n")
         status = 1
+    except KeyboardInterrupt:
+        status = 130
     except Exception as error:
         if mistakes is not None:
             raise
@@ -187,7 +191,9 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
 
 def main() -> int:
     config, num_processes, check_only = parse_args()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # under torchrun
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not check_only:  # under torchrun
+        if num_processes is not None:
+            raise UserError("--num_processes: torchrun has its own, --nproc_per_node; leave this one out")
         run_process(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config)
     on_cuda = pick_device(config.device).type == "cuda"
     num_processes = num_processes or (torch.cuda.device_count() if on_cuda else 1)

@@ -148,10 +148,13 @@ class Trainer:
 
     def run(self) -> None:
         config, progress = self.config, self.progress
-        if progress.finished and not (progress.finished == ALL_EPOCHS_DONE and progress.epoch <= config.epochs):
+        if progress.epoch > config.epochs:
+            progress.finished = progress.finished or ALL_EPOCHS_DONE
+        elif progress.finished == ALL_EPOCHS_DONE:  # there are more to do now
+            progress.finished = ""
+        if progress.finished:
             self.log(f"finished already: {self.verdict()}")
             return
-        progress.finished = ""
         if self.rank == 0:
             if progress.epoch == 1 and progress.step == 0:
                 start_anew(self.folder)
@@ -164,6 +167,9 @@ class Trainer:
                 train_mse, grad_norm = self.train_epoch()
                 train_seconds = time.monotonic() - started
                 val_mse, deviation_ratio = self.validate()
+                if not math.isfinite(val_mse):  # the same on every process
+                    message = f"the validation MSE is not finite in epoch {progress.epoch}; lower --lr"
+                    raise UserError(f"{message}; {self.folder / LAST} is from before it")
                 lr = self.optimizer.param_groups[0]["lr"]
                 self.scheduler.step(val_mse)
                 is_best = val_mse < progress.best_mse

@@ -109,6 +109,8 @@ def read_last(config: TrainConfig) -> dict | None:
     try:
         return load_checkpoint(folder / LAST)
     except UserError as error:
+        if "no checkpoint of this project" in str(error) and "damaged" not in str(error):
+            raise UserError(f"{folder / LAST}: is not this project's; choose another --checkpoint_dir") from error
         raise UserError(f"{folder / LAST}: damaged; {offer} --resume never to start anew") from error
 
 
@@ -234,9 +236,11 @@ def evaluation_command(config: TrainConfig, checkpoint: Path) -> str:
 def describe_run(config: TrainConfig, world_size: int, device: torch.device, precision: str) -> str:
     """The opening of the log: when, what code, on what, with which settings."""
     here, now = Path(__file__).parent, datetime.datetime.now().isoformat(timespec="seconds")
-    git = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -244,7 +248,7 @@ def describe_run(config: TrainConfig, world_size: int, device: torch.device, pre
     )
     settings = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items())
     return (
-        f"training   {now}, commit {git.stdout.strip() or 'unknown'}\n"
+        f"training   {now}, commit {commit or 'unknown'}\n"
         f"versions   python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}\n"
         f"devices    {world_size} x {device.type} ({name}), {precision}, "
         f"batch {config.batch_size} x {world_size} = {config.batch_size * world_size}\n"

@@ -62,16 +62,13 @@ def test_split_properties(pair_counts, max_pairs, share):
 
 @pytest.mark.parametrize(
     "pair_counts, expected",
-    [([], (0, 0)), ([0], (0, 0)), ([1], (1, 0)), ([2], (1, 1)), ([3], (1, 1)), ([30], (26, 3)), ([1, 1], (1, 1)),
+    [([], (0, 0)), ([0], (0, 0)), ([1], (1, 0)), ([2], (2, 0)), ([3], (1, 1)), ([30], (26, 3)), ([1, 1], (1, 1)),
      ([6, 2, 1], (8, 1)), ([3000], (1800, 200)), ([3000, 3000], (1800, 200)), ([674, 674, 674], (1348, 200)),
      ([10] * 300, (1800, 200)), ([1] * 5000, (1800, 200))],
 )  # fmt: skip
 def test_split_counts(pair_counts, expected):
     train, val = split_pairs(tracks_with(pair_counts), 2000, 200)
-    if pair_counts == [2]:  # the two pairs share a segment: only one of them can be used
-        assert len(train) + len(val) == 1
-    else:
-        assert (len(train), len(val)) == expected
+    assert (len(train), len(val)) == expected
 
 
 def test_a_song_that_is_there_twice_is_used_once():
@@ -98,7 +95,7 @@ def test_pairs_are_the_whole_tracks_samples(tmp_path, rng):
     run_script(SCRIPT, "--input_dir", tmp_path, "--output_dir", tmp_path / "out")
     expected = np.rint(whole_resample(audio, 44100) * 32768).clip(-32768, 32767).astype(np.int16)
     rows = read_metadata(tmp_path / "out" / "metadata.txt").pairs
-    assert len(rows) == 1  # 3 segments, 2 pairs that share one: only one can be used
+    assert len(rows) == 2  # which share a segment, so that both are in one split
     for row in rows:
         for offset, name in enumerate(row.files):
             info = soundfile.info(tmp_path / "out" / name)
@@ -237,7 +234,7 @@ def test_metadata_that_was_changed_is_noticed(tmp_path, small_dataset):
         changed = content.copy()
         changed[position] ^= 1
         (tmp_path / "metadata.txt").write_bytes(changed)
-        with pytest.raises(UserError, match="was changed"):
+        with pytest.raises(UserError, match=r"was changed|is not this project"):
             read_metadata(tmp_path / "metadata.txt")
 
 
@@ -249,3 +246,61 @@ def test_names_that_are_no_text(tmp_path):
     create(music, tmp_path / "d")
     sources = {row.source for row in read_metadata(tmp_path / "d/metadata.txt").pairs}
     assert sources == {r"tab\tnew\nline.wav", r"\xff\xfe.wav", "-dash.wav", "naïve ♪.wav"}
+
+
+def test_the_users_own_files_are_left_alone(tmp_path, small_music):
+    own = [tmp_path / "d/train" / name for name in ("my_pair_0001_input.wav", "pair_0000_input.wav.bak", "notes.txt")]
+    own[0].parent.mkdir(parents=True)
+    for path in own:
+        path.write_text("mine")
+    create(small_music, tmp_path / "d")
+    create(small_music, tmp_path / "d", "--overwrite", "--seed", 7)
+    assert all(path.read_text() == "mine" for path in own)
+
+
+def test_what_is_not_ours_is_not_replaced(tmp_path, small_music):
+    args = ("--input_dir", small_music, "--output_dir", tmp_path, "--segment_duration", 1)
+    (tmp_path / "metadata.txt").write_text("my notes")
+    for extra in ((), ("--overwrite",)):
+        one_line_error(SCRIPT, *args, *extra, says="metadata.txt: is not this project's")
+    assert (tmp_path / "metadata.txt").read_text() == "my notes"
+    (tmp_path / "metadata.txt").unlink()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/pair_0000_input.wav").write_text("older")
+    one_line_error(SCRIPT, *args, says="holds pairs without metadata.txt")
+
+
+def test_a_failed_overwrite_keeps_the_dataset(tmp_path, small_music):
+    create(small_music, tmp_path / "d")
+    before = contents(tmp_path / "d")
+    args = ("--input_dir", small_music, "--output_dir", tmp_path / "d", "--segment_duration", 60, "--overwrite")
+    assert "no usable pair" in run_script(SCRIPT, *args, status=1).stderr
+    assert contents(tmp_path / "d") == before and not (tmp_path / "d/.staging").exists()
+
+
+def test_its_own_output_is_no_music(tmp_path):
+    write_track(tmp_path / "song.wav", 4.2, seed=1)
+    for _ in range(2):
+        result = run_script(SCRIPT, "--segment_duration", 1, "--input_dir", ".", "--output_dir", "d", cwd=tmp_path)
+    assert "already complete" in result.stdout
+
+
+def test_a_hole_in_an_mp3_is_noticed(tmp_path):
+    write_track(tmp_path / "m/good.wav", 4.2, seed=1)
+    whole = write_track(tmp_path / "m/hole.mp3", 30, seed=2, rate=44100).read_bytes()
+    at = len(whole) // 3
+    (tmp_path / "m/hole.mp3").write_bytes(whole[:at] + whole[at + 20000 :])
+    create(tmp_path / "m", tmp_path / "d")
+    skipped = dict(read_metadata(tmp_path / "d/metadata.txt").skipped)
+    assert "damaged: only" in skipped["hole.mp3"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    from audio_segments import AudioError, find_audio_files, open_audio
+
+    write_track(tmp_path / "m/closed/a.wav", 3, seed=1)
+    (tmp_path / "m/closed").chmod(0)
+    assert find_audio_files(tmp_path / "m") == ["closed"]
+    with pytest.raises(AudioError, match="may not be read"):
+        open_audio(tmp_path / "m/closed", 24000)

@@ -228,6 +228,14 @@ def test_a_number_that_is_not_finite_stops_the_run_and_names_the_pair(small_data
     assert "not finite" in line and same_state(load(tmp_path / "run" / "last.pt"), good)
 
 
+def test_a_validation_that_is_not_finite_stops_the_run_before_it_saves(small_dataset, tmp_path):
+    args = ("--dataset_dir", small_dataset, "--checkpoint_dir", tmp_path, *QUICK, "--batch_size", 64)
+    one_line_error(SCRIPT, *args, "--lr", 1e37, "--epochs", 1, says="validation MSE is not finite in epoch 1")
+    assert not (tmp_path / "best_model.pt").exists() and metrics(tmp_path) == []
+    state = load(tmp_path / "last.pt")["model"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
 # ------------------------------------------------------------------ going on
 
 
@@ -274,6 +282,22 @@ def test_a_finished_run_says_so(small_dataset, uninterrupted):
     before = load(uninterrupted / "last.pt")
     result = train(small_dataset, uninterrupted, "--epochs", 8, "--batch_size", 2)
     assert "finished already" in result.stdout and same_state(load(uninterrupted / "last.pt"), before)
+
+
+def test_fewer_epochs_than_done_are_done(small_dataset, tmp_path):
+    train(small_dataset, tmp_path, "--epochs", 3)
+    before = load(tmp_path / "last.pt")
+    assert "finished already" in train(small_dataset, tmp_path, "--epochs", 2).stdout
+    assert same_state(load(tmp_path / "last.pt"), before)
+
+
+def test_no_git_is_no_hindrance(small_dataset, tmp_path):
+    assert "commit unknown" in train(small_dataset, tmp_path, "--epochs", 1, PATH="/nowhere").stdout
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_for_several_processes(small_dataset):
+    args = ("--dataset_dir", small_dataset, *QUICK, "--num_processes", 2, "--checkpoint_dir", "/proc/none")
+    one_line_error(SCRIPT, *args, says="/proc/none")
 
 
 def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, uninterrupted):
