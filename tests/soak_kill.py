@@ -1,6 +1,6 @@
 """Kill trainings at random moments with kill -9, go on, and compare with one that was left alone.
 
-    python tests/soak_kill.py                     # 20 runs, a few minutes on 2 cores
+    python tests/soak_kill.py                     # 20 runs, about 11 minutes on 2 cores
     python tests/soak_kill.py --runs 100 --seed 7
 
 Each run is killed one to three times: in the fill of the cache, in a step, or in a save; all of its
