@@ -221,8 +221,8 @@ class PairEmbeddings:
         return both[:, 0], both[:, 1]
 
     def batches(self, chunks: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`batch` of each chunk in turn; where that takes time, the next is made while one is in use."""
-        if self.table is not None:
+        """`batch` of each chunk in turn; where that means reading, the next is read while one is in use."""
+        if self.table is not None or self.dataset.cache is None:
             yield from map(self.batch, chunks)
             return
         with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -11,6 +11,7 @@ from model_simple_transformer import (
     EncoderLayer,
     SimpleTransformer,
     count_parameters,
+    dropout,
     load_simple_transformer,
 )
 from pipeline_common import UserError
@@ -32,6 +33,25 @@ def test_a_layer_is_torchs_own():
     stock.load_state_dict({names.get(k, k): v for k, v in ours.state_dict().items()})
     x = torch.randn(3, 70, 128)
     torch.testing.assert_close(ours(x), stock(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
+    torch.manual_seed(seed)
+    x = torch.ones(1001, 999, requires_grad=True)
+    y = dropout(x, p, training=True)
+    kept = y != 0
+    assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-3)
+    deviation = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(kept.double().mean() - (1 - p)) < 6 * deviation + 1 / 65536
+    for distance in (1, 2, 3, 4, 999):  # four neighbours share one random number
+        both = (kept.flatten()[:-distance] & kept.flatten()[distance:]).double().mean()
+        assert abs(both - (1 - p) ** 2) < 6 * (x.numel() ** -0.5)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+    torch.manual_seed(seed)
+    assert torch.equal(dropout(x, p, training=True), y)
+    assert dropout(x, p, training=False) is x
 
 
 def test_untrained_it_predicts_the_training_mean_exactly():
