@@ -6,7 +6,10 @@ import contextlib
 import io
 import itertools
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,8 +21,10 @@ from model_simple_transformer import SimpleTransformer
 from train_simple_worker import train_worker
 from training_state import TrainConfig
 
+ROOT = Path(__file__).parent.parent
 
-def run_step(literal: LiteralTraining) -> Row:
+
+def run_step(literal: LiteralTraining) -> list[Row]:
     """One step on a batch of 16 embeddings of 16 s."""
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(2, 16, 128, 1200, generator=generator)
@@ -38,9 +43,27 @@ def run_step(literal: LiteralTraining) -> Row:
     ours, theirs = best_of_alternating(step, lambda: literal.step(inputs, targets), rounds=2)
     # Matrix products forward and back; attention's scores are computed once more on the way back (3.5 in all).
     flops = 6 * 859_520 * 16 * 1200 + 4 * 3.5 * 4 * 16 * 1200 * 1200 * 128
-    peak = matrix_product_rate()
-    note = f"{ours:.2f} s against {theirs:.2f} s; {flops / ours / peak:.0%} of a large matrix product's rate"
-    return Row("training step, batch 16", "literal step", theirs / ours, 8.0, note)
+    share = flops / ours / matrix_product_rate()
+    return [
+        Row("training step, batch 16", "literal step", theirs / ours, 8.0, f"{ours:.2f} s against {theirs:.2f} s"),
+        Row("training step's rate", "a large matrix product's", share, None, top_operations(step)),
+    ]
+
+
+def top_operations(call: Callable[[], None], count: int = 5) -> str:
+    """The operators in which `call` spends most of its time, each with its share."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        call()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    short = {"_scaled_dot_product_flash_attention_for_cpu": "attention"}
+    names = [event.key.removeprefix("aten::") for event in events]
+    names = [
+        short.get(name.removesuffix("_backward"), name) + " backward" * name.endswith("_backward") for name in names
+    ]
+    return ", ".join(
+        f"{name} {event.self_cpu_time_total / total:.0%}" for name, event in zip(names[:count], events, strict=False)
+    )
 
 
 def matrix_product_rate() -> float:
@@ -98,4 +121,20 @@ def run(codec: FrozenEncodec, dataset_dir: Path, work_dir: Path) -> list[Row]:
     literal = LiteralTraining(dataset_dir, codec.model.state_dict())
     step = run_step(literal)
     literal = LiteralTraining(dataset_dir, codec.model.state_dict())
-    return [step, *run_epochs(literal, dataset_dir, work_dir, epochs=3)]
+    return [*step, *run_epochs(literal, dataset_dir, work_dir, epochs=3), two_processes(dataset_dir, work_dir)]
+
+
+def two_processes(dataset_dir: Path, work_dir: Path) -> Row:
+    """Pairs a second of two processes with half the batch each against one process with all of it."""
+    rates = []
+    for processes in (1, 2):
+        folder = work_dir / f"processes_{processes}"
+        command = ["--dataset_dir", dataset_dir, "--checkpoint_dir", folder, "--encodec_weights", "untrained"]
+        command += ["--device", "cpu", "--num_processes", processes, "--batch_size", 16 // processes, "--epochs", 4]
+        subprocess.run(
+            [sys.executable, "train_simple_ddp.py", *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
+        lines = (folder / "metrics.jsonl").read_text().splitlines()[1:]
+        rates.append(max(json.loads(line)["pairs_per_second"] for line in lines))
+    note = f"{rates[1]:.1f} and {rates[0]:.1f} pairs/s, the same global batch"
+    return Row("2 processes on the same cores", "1 process", rates[1] / rates[0], 0.9, note)

@@ -21,10 +21,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench_codec, bench_dataset, bench_training  # noqa: E402
+from benchmarks import bench_codec, bench_dataset, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 from frozen_encodec import load_frozen_encodec  # noqa: E402
 from pipeline_common import available_cores, run_script, written_beside  # noqa: E402
+
+
+SUBJECTS = ("codec", "training", "dataset", "scale")
 
 
 def demo_dataset(work_dir: Path) -> Path:
@@ -66,13 +69,13 @@ def print_table(rows: list[Row], about: dict[str, str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="dataset, codec, training (default: all)")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)} (default: all)")
     parser.add_argument("--output", default="benchmarks/results/benchmarks.json", help="(default: %(default)s)")
     args = parser.parse_args()
-    unknown = set(args.subjects) - {"dataset", "codec", "training"}
+    unknown = set(args.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"no such subject: {', '.join(sorted(unknown))}")
-    subjects = args.subjects or ["codec", "training", "dataset"]
+    subjects = args.subjects or SUBJECTS
     torch.set_num_threads(available_cores())
     codec = load_frozen_encodec("untrained")
     rows: list[Row] = []
@@ -84,8 +87,10 @@ def main() -> int:
                 rows += bench_codec.run(codec)
             elif subject == "training":
                 rows += bench_training.run(codec, demo_dataset(work_dir), work_dir)
-            else:
+            elif subject == "dataset":
                 rows += bench_dataset.run(work_dir)
+            else:
+                rows += bench_scale.run(work_dir)
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)

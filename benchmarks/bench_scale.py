@@ -1,0 +1,145 @@
+"""A second start on 2,000 pairs, and reading embeddings at 2,000, 20,000 and 200,000 pairs.
+
+The datasets are synthetic: 2,001 distinct segments of noise, each with a random embedding in the cache, and pairs
+that are hard links to them. Each measurement is a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+
+import dataset_wav_pairs  # noqa: E402
+import train_simple_worker  # noqa: E402
+from benchmarks.measure import Row  # noqa: E402
+from frozen_encodec import load_frozen_encodec  # noqa: E402
+from training_state import TrainConfig, epoch_chunks  # noqa: E402
+
+SIZES = (2_000, 20_000, 200_000)
+SEGMENTS = SIZES[0] + 1
+BATCHES = 100
+
+
+def make_segments(folder: Path) -> None:
+    """Distinct segments of 16 s, `folder`/NNNN.wav."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-9999, 9999, 16 * 24000 + SEGMENTS, dtype=np.int16)
+    for number in range(SEGMENTS):
+        soundfile.write(folder / f"{number:04d}.wav", noise[number : number + 16 * 24000], 24000)
+
+
+def make_dataset(folder: Path, segments: Path, pairs: int) -> None:
+    """`pairs` pairs, a tenth of them for validation: links to the segments, in a chain."""
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+    for pair in range(pairs):
+        split = folder / ("train" if pair < 0.9 * pairs else "val")
+        for role, number in (("input", pair), ("output", pair + 1)):
+            os.link(segments / f"{number % SEGMENTS:04d}.wav", split / f"pair_{pair:06d}_{role}.wav")
+
+
+def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
+    """Pairs a second read from the cache in training's order, and this process's peak memory."""
+    dataset_wav_pairs._free_memory = lambda *_: 0  # as if the embeddings did not fit into memory
+    codec = load_frozen_encodec("untrained")
+    dataset = dataset_wav_pairs.WavPairsDataset(Path(dataset_dir, "train"), codec, cache_dir)
+    dataset_wav_pairs.prepare_cache([dataset])
+    embeddings = dataset_wav_pairs.PairEmbeddings(dataset, torch.device("cpu"))
+    chunks = epoch_chunks(len(dataset), 16, 0, 1, seed=0, epoch=1)[0][: BATCHES + 10]
+    batches = embeddings.batches(chunks)
+    for _ in range(10):
+        next(batches)
+    started = time.perf_counter()
+    pairs = sum(inputs.shape[0] for inputs, _ in batches)
+    seconds = time.perf_counter() - started
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "pairs_per_second": pairs / seconds,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+    }
+
+
+def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
+    """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
+    wavs_read = 0
+    read = dataset_wav_pairs._read_pcm16
+
+    def counting(path: object) -> np.ndarray:
+        nonlocal wavs_read
+        wavs_read += 1
+        return read(path)
+
+    class FirstStep(Exception):
+        pass
+
+    def arrive(_trainer: object) -> None:
+        raise FirstStep
+
+    dataset_wav_pairs._read_pcm16 = counting
+    train_simple_worker.Trainer.train_epoch = arrive
+    config = TrainConfig(
+        dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device="cpu", encodec_weights="untrained",
+        resume="never",
+    )  # fmt: skip
+    started = time.perf_counter()
+    with contextlib.suppress(FirstStep), contextlib.redirect_stdout(io.StringIO()):
+        train_simple_worker.train_worker(0, 1, config)
+    return {"seconds": time.perf_counter() - started, "wavs_read": wavs_read}
+
+
+def in_own_process(measurement: str, *args: object) -> dict[str, float]:
+    command = [sys.executable, __file__, measurement, *map(str, args)]
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def run(work_dir: Path) -> list[Row]:
+    segments, cache = work_dir / "segments", work_dir / "cache"
+    make_segments(segments)
+    datasets = {size: work_dir / f"pairs_{size}" for size in SIZES}
+    for size, folder in datasets.items():
+        make_dataset(folder, segments, size)
+    codec = load_frozen_encodec("untrained")
+    splits = [dataset_wav_pairs.WavPairsDataset(datasets[SIZES[0]] / s, codec, cache) for s in ("train", "val")]
+    rng = torch.Generator().manual_seed(0)
+    for key in {split.key(position) for split in splits for position in range(2 * len(split))}:
+        splits[0].cache.write(key, torch.randn(codec.embedding_dim, splits[0].num_frames, generator=rng).numpy())
+
+    first, second = (in_own_process("measure_start", datasets[SIZES[0]], cache) for _ in range(2))
+    note = (
+        f"{second['seconds']:.1f} s to the first step, {second['wavs_read']} WAVs read; "
+        f"{first['seconds']:.1f} s and {first['wavs_read']} the first time, though nothing was to be encoded"
+    )
+    rows = [Row("second start, 2,000 pairs", "3 s", 3 / second["seconds"], 1.0, note)]
+    found = {}
+    for size, folder in datasets.items():
+        in_own_process("measure_loader", folder, cache)  # takes note of the audio
+        found[size] = in_own_process("measure_loader", folder, cache)
+    rates = [f"{found[size]['pairs_per_second']:.0f}" for size in SIZES]
+    peaks = [f"{found[size]['peak_mb']:.0f}" for size in SIZES]
+    small, large = found[SIZES[0]], found[SIZES[-1]]
+    sizes = "2,000, 20,000 and 200,000 pairs"
+    ratio = large["pairs_per_second"] / small["pairs_per_second"]
+    rows.append(Row("reading 200,000 pairs", "2,000 pairs", ratio, 0.9, f"{', '.join(rates)} pairs/s for {sizes}"))
+    ratio = small["peak_mb"] / large["peak_mb"]
+    rows.append(Row("memory, 2,000 pairs", "200,000 pairs", ratio, 0.9, f"{', '.join(peaks)} MB for {sizes}"))
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps({"measure_start": measure_start, "measure_loader": measure_loader}[sys.argv[1]](*sys.argv[2:])))
