@@ -49,10 +49,13 @@ from dataset_pairs import (
 )
 from pipeline_common import (
     UserError,
+    a_path,
     available_cores,
+    check_output_folder,
     finite_float,
     locked,
     positive_int,
+    positive_int_to,
     printable,
     run_script,
     whole_number,
@@ -253,8 +256,9 @@ def create_dataset(args: argparse.Namespace) -> None:
         raise UserError(f"--segment_duration {args.segment_duration}: must be at most 600 seconds")
     if not input_dir.is_dir():
         raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir}: is a file; name a folder")
+    if args.min_level_db > 0:
+        raise UserError(f"--min_level_db {args.min_level_db}: nothing is that loud; must be at most 0")
+    check_output_folder("--output_dir", output_dir)
     sources = find_audio_files(input_dir, leave_out=output_dir)
     if not sources:
         raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
@@ -370,8 +374,10 @@ def _totals(made: Collection, sources: list[str], args: argparse.Namespace) -> d
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input_dir", default="music", help="folder of music, searched recursively (default: %(default)s)")
-    add("--output_dir", default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
+    add(
+        "--input_dir", type=a_path, default="music", help="folder of music, searched recursively (default: %(default)s)"
+    )
+    add("--output_dir", type=a_path, default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
     add("--segment_duration", type=positive_int, default=16, help="whole seconds (default: %(default)s)")
     add("--sample_rate", type=positive_int, default=24000, help="Hz (default: %(default)s)")
     add("--max_pairs", type=positive_int, default=2000, help="train and val together (default: %(default)s)")
@@ -385,7 +391,7 @@ def main() -> int:
     add("--seed", type=whole_number, default=42, help="order of the tracks (default: %(default)s)")
     add(
         "--num_workers",
-        type=positive_int,
+        type=positive_int_to(1024),
         default=available_cores(),
         help="processes (default: all cores given, here %(default)s)",
     )

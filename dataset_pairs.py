@@ -7,6 +7,7 @@ line for each skipped file and each pair, and last a checksum of all that stands
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ METADATA_NAME = "metadata.txt"
 TITLE = "Jingle_D: pairs of consecutive segments, mono 16-bit WAV"
 PAIR_HEADER = "pair\tsplit\tsource\tstart_s"
 SKIPPED_HEADER = "skipped\treason"
+PAIR_ROW = re.compile(r"pair_[0-9]{4,9}\t(train|val)\t[^\t]+\t[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,21 @@ def read_metadata(path: Path) -> Metadata:
     try:
         text = path.read_bytes().decode("utf-8")
         body, digest = text.rsplit("sha256: ", 1)
-        if digest.strip() != _digest(body):
+        if digest != f"{_digest(body)}\n":
             raise ValueError("checksum")
         _, head, skipped, pairs, _ = body.split("\n\n")
-        rows = [line.split("\t") for line in pairs.splitlines()[1:]]
+        rows = []
+        for line in pairs.split("\n")[1:]:
+            # A checksum does not say who wrote it: a name becomes a path, and must not leave the dataset's folder.
+            if not PAIR_ROW.fullmatch(line):
+                number = body.split("\n").index(line) + 1
+                raise UserError(f"{path}: line {number} names no pair of a dataset; create it again with --overwrite")
+            name, split, source, start = line.split("\t")
+            rows.append(PairRow(name, split, source, int(start)))
         return Metadata(
-            dict(line.split(": ", 1) for line in head.splitlines()),
-            [tuple(line.split("\t", 1)) for line in skipped.splitlines()[1:]],
-            [PairRow(name, split, source, int(start)) for name, split, source, start in rows],
+            dict(line.split(": ", 1) for line in head.split("\n")),
+            [tuple(line.split("\t", 1)) for line in skipped.split("\n")[1:]],
+            rows,
         )
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; create the dataset first (create_dataset_pairs_wav.py)") from error

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import hashlib
-import io
 import os
 import sys
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -28,48 +26,13 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from checked_files import EmbeddingCache
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from pipeline_common import UserError, pick_device, run_script, written_beside
+from pipeline_common import UserError, a_path, check_output_folder, pick_device, run_script
 
 CACHE_NAME = ".embedding_cache"
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
 READERS = 4  # threads that read and hash; both release Python's lock
-
-
-class EmbeddingCache:
-    """Embeddings on disk, one checked file for each distinct segment.
-
-    A file is a plain .npy (float32 [128, frames]) with the CRC-32 of all before it appended, which
-    numpy ignores. A file that fails its check counts as missing.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def path(self, key: str) -> Path:
-        return self.folder / f"{key}.npy"
-
-    def read(self, key: str) -> np.ndarray | None:
-        """The embedding under `key`, or None if it is missing or damaged (which is said)."""
-        try:
-            content = self.path(key).read_bytes()
-        except FileNotFoundError:
-            return None
-        body, checksum = content[:-4], content[-4:]
-        if zlib.crc32(body).to_bytes(4, "little") != checksum:
-            print(f"{self.path(key)}: damaged; encoding this segment again", file=sys.stderr, flush=True)
-            return None
-        return np.load(io.BytesIO(body), allow_pickle=False)
-
-    def write(self, key: str, embedding: np.ndarray) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(embedding, dtype=np.float32))
-        body = buffer.getvalue()
-        with written_beside(self.path(key)) as beside:
-            beside.write_bytes(body + zlib.crc32(body).to_bytes(4, "little"))
-
-    def present(self) -> set[str]:
-        return {entry.name.removesuffix(".npy") for entry in os.scandir(self.folder) if entry.name.endswith(".npy")}
 
 
 class WavPairsDataset(Dataset):
@@ -99,7 +62,7 @@ class WavPairsDataset(Dataset):
         self.cache = None
         if use_cache:
             folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
-            self.cache = EmbeddingCache(folder / codec.fingerprint)
+            self.cache = EmbeddingCache(folder / codec.fingerprint, (codec.embedding_dim, self.num_frames))
             self.cache.folder.mkdir(parents=True, exist_ok=True)
         self._keys: dict[tuple[int, ...], str] = {}
 
@@ -248,7 +211,7 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
     if datasets[0].cache is not None:
         first = dict(zip(reversed(keys), reversed(wavs), strict=True))
         # The first process decides what is missing, as the others may look while one already writes.
-        missing = [sorted(first.keys() - datasets[0].cache.present())]
+        missing = [_missing(datasets[0].cache, first.keys()) if rank == 0 else []]
         if world_size > 1:
             dist.broadcast_object_list(missing)
         _encode_missing([first[key] for key in missing[0]], rank, world_size)
@@ -256,6 +219,17 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
             dist.barrier()
     identity = [(path.parent.name, path.name, key) for key, (_, path) in zip(keys, wavs, strict=True)]
     return hashlib.sha256(repr((datasets[0].codec.fingerprint, identity)).encode()).hexdigest()[:16]
+
+
+def _missing(cache: EmbeddingCache, keys: Set[str]) -> list[str]:
+    """Those of `keys` without a sound entry in the cache; how many have a damaged one is said."""
+    present = sorted(cache.present() & keys)
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        sound = list(pool.map(lambda key: cache.read(key) is not None, present))
+    damaged = {key for key, is_sound in zip(present, sound, strict=True) if not is_sound}
+    if damaged:
+        print(f"{cache.folder}: {len(damaged)} of {len(present)} embeddings are damaged, encoded again", flush=True)
+    return sorted(keys - set(present) | damaged)
 
 
 def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, world_size: int) -> None:
@@ -356,14 +330,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_dir",
+        type=a_path,
         default="dataset_pairs_wav",
         help="as made by create_dataset_pairs_wav.py (default: %(default)s)",
     )
     parser.add_argument(
-        "--cache_dir", help=f"where embeddings are kept (default: {CACHE_NAME} in the dataset's folder)"
+        "--cache_dir", type=a_path, help=f"where embeddings are kept (default: {CACHE_NAME} in the dataset's folder)"
     )
     parser.add_argument(
         "--encodec_weights",
+        type=a_path,
         default="pretrained",
         help="pretrained, untrained, or a file or folder (default: %(default)s)",
     )
@@ -375,6 +351,7 @@ def main() -> int:
     splits = [Path(args.dataset_dir, split) for split in ("train", "val")]
     for split in splits:
         find_pairs(split)
+    check_output_folder("--cache_dir", args.cache_dir)
     codec = load_frozen_encodec(args.encodec_weights, device)
     print(untrained_banner(codec), end="\n" if not codec.is_pretrained else "")
     datasets = [WavPairsDataset(split, codec, args.cache_dir) for split in splits]

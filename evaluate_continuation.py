@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from audio_segments import to_pcm16, write_wav
+from checked_files import read_metrics
 from dataset_pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, find_pairs, prepare_cache
 from evaluation_figures import draw_curves, draw_per_second, mel_decibels, write_spectrogram
@@ -34,6 +35,8 @@ from generate_continuation import check_codec, decode_joined
 from model_simple_transformer import load_checkpoint, simple_transformer_from
 from pipeline_common import (
     UserError,
+    a_path,
+    check_output_folder,
     locked,
     pick_device,
     positive_int,
@@ -50,9 +53,9 @@ OWN_FILES = re.compile(r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
-    add("--dataset_dir", default="dataset_pairs_wav", help="its val/ is used (default: %(default)s)")
-    add("--output_dir", default="results_simple", help="(default: %(default)s)")
+    add("--checkpoint", type=a_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
+    add("--dataset_dir", type=a_path, default="dataset_pairs_wav", help="its val/ is used (default: %(default)s)")
+    add("--output_dir", type=a_path, default="results_simple", help="(default: %(default)s)")
     add("--num_examples", type=whole_number, default=8, help="pairs to look at and listen to (default: %(default)s)")
     add(
         "--max_sound_pairs",
@@ -62,9 +65,9 @@ def parse_args() -> argparse.Namespace:
     )
     add("--batch_size", type=positive_int, default=8, help="changes the speed, not the results (default: %(default)s)")
     add("--seed", type=whole_number, default=42, help="of bootstrap and choices (default: %(default)s)")
-    add("--cache_dir", help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
+    add("--cache_dir", type=a_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--encodec_weights", default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     return parser.parse_args()
 
 
@@ -80,24 +83,6 @@ def read_pairs(dataset_dir: Path) -> tuple[list[PairRow], set[str]]:
             )
     pairs = [rows[name] for name in names]
     return pairs, {row.source for row in listed if row.split == "train"} & {row.source for row in pairs}
-
-
-def read_metrics(path: Path) -> tuple[dict[str, float], list[dict]]:
-    """Baselines and finished epochs of a metrics.jsonl; lines that are not whole (yet) are passed over."""
-    baselines: dict[str, float] = {}
-    epochs: dict[int, dict] = {}
-    for text in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-            if "baselines" in line:
-                baselines = {name: float(value) for name, value in line["baselines"].items()}
-            else:
-                line = {key: float(line[key]) for key in ("train_mse", "val_mse")} | {"epoch": int(line["epoch"])}
-                if math.isfinite(line["train_mse"] + line["val_mse"]):
-                    epochs[line["epoch"]] = line
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return baselines, [epochs[number] for number in sorted(epochs)]
 
 
 def write_examples(
@@ -184,11 +169,11 @@ def plain(value: object) -> object:
 def main() -> int:
     args, started = parse_args(), time.monotonic()
     device, output_dir, dataset_dir = pick_device(args.device), Path(args.output_dir), Path(args.dataset_dir)
+    check_output_folder("--output_dir", output_dir)
+    check_output_folder("--cache_dir", args.cache_dir)
     pairs, shared_tracks = read_pairs(dataset_dir)
     checkpoint = load_checkpoint(args.checkpoint)  # read once: a running training may replace the file
     model = simple_transformer_from(checkpoint, device)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir}: is a file; name a folder")
     codec = load_frozen_encodec(args.encodec_weights, device)
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
@@ -216,7 +201,7 @@ def main() -> int:
         )
         results = evaluate(evaluation, pairs, args, checkpoint)
         progress.close()
-        results["notes"] = notes(results, checkpoint, shared_tracks)
+        results["notes"] += notes(results, checkpoint, shared_tracks)
         for stale in output_dir.iterdir():
             if OWN_FILES.fullmatch(stale.name) and stale.name not in results["files"]:
                 stale.unlink()
@@ -232,7 +217,7 @@ def main() -> int:
 def evaluate(
     evaluation: Evaluation, pairs: list[PairRow], args: argparse.Namespace, checkpoint: dict
 ) -> dict[str, object]:
-    """results.json but for its notes; writes the examples and the figures."""
+    """results.json, its notes only on metrics.jsonl; writes the examples and the figures."""
     folder, dataset, codec = Path(args.output_dir), evaluation.dataset, evaluation.codec
     measured = evaluation.measure_embeddings()
     sound_pairs = spread_over_tracks(evaluation.tracks, args.max_sound_pairs, args.seed, in_runs=True)
@@ -243,12 +228,14 @@ def evaluate(
     examples = write_examples(
         evaluation, spread_over_tracks(evaluation.tracks, args.num_examples, args.seed), pairs, errors, folder
     )
-    baselines, epochs = read_metrics(Path(args.checkpoint).parent / METRICS)
-    baselines = checkpoint["baselines"] | baselines
+    logged, wrong = read_metrics(Path(args.checkpoint).parent / METRICS, checkpoint["epoch"])
+    epochs = [
+        {name: line[name] for name in ("epoch", "train_mse", "val_mse")} for line in logged if "baselines" not in line
+    ]
     draw_per_second(folder, per_second)
     files = ["per_second_light.png", "per_second_dark.png"]
     if epochs:
-        draw_curves(folder, epochs, baselines, checkpoint["epoch"])
+        draw_curves(folder, epochs, checkpoint["baselines"], checkpoint["epoch"])
         files += ["curves_light.png", "curves_dark.png"]
     files += [clip[kind] for example in examples for clip in example["files"].values() for kind in ("wav", "png")]
     model = rows["model"]
@@ -277,7 +264,8 @@ def evaluate(
         },
         "settings": {"seed": args.seed, "num_examples": args.num_examples, "max_sound_pairs": args.max_sound_pairs},
         "examples": examples,
-        "training": {"baselines": baselines, "epochs": epochs},
+        "training": {"baselines": checkpoint["baselines"], "epochs": epochs},
+        "notes": wrong,
         "files": files,
     }
 
@@ -296,8 +284,6 @@ def notes(results: dict, checkpoint: dict, shared_tracks: set[str]) -> list[str]
             f"This is not the validation split of the training (the training mean's MSE is {here:.4g} here and was "
             f"{expected:.4g} there): make sure that the model was not trained on these tracks."
         )
-    if not results["training"]["epochs"]:
-        found.append("There is no metrics.jsonl beside the checkpoint, hence no picture of the training.")
     return found
 
 

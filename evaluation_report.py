@@ -2,8 +2,8 @@
 
     python evaluation_report.py results_simple          # write the page again from results_simple/results.json
 
-One file beside its pictures and sounds: its style is in it, nothing comes from a network, and every name that came
-from outside is escaped.
+One file beside its pictures and sounds: its style is in it, nothing comes from a network, and every text in
+results.json is escaped before it is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from evaluation_figures import mel_height
 from evaluation_page_style import SCRIPT, STYLE
-from pipeline_common import UserError, run_script, written_beside
+from pipeline_common import UserError, a_path, run_script, written_beside
 
 COLUMNS = [
     ("mse", "MSE", "↓", "Mean squared error of the embeddings, with its 95% interval: what the model was trained on."),
@@ -53,8 +53,18 @@ def percent(value: float) -> str:
     return f"{value:+.1%}".replace("-", "−")
 
 
+def escaped(value: object) -> object:
+    """`value` with every text in it, at any depth, made safe for HTML."""
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return escape(value) if isinstance(value, str) else value
+
+
 def write_report(path: Path, results: dict) -> None:
     """Write the page about `results`, the content of results.json."""
+    results = escaped(results)  # before anything else is done with them
     checkpoint, dataset, verdict = results["checkpoint"], results["dataset"], results["verdict"]
     warning = ""
     if not checkpoint["codec_is_pretrained"]:
@@ -64,9 +74,9 @@ def write_report(path: Path, results: dict) -> None:
             "but about random features of the music, not about EnCodec's.</p>"
         )
     facts = (
-        f"{escape(checkpoint['path'])}, epoch {checkpoint['epoch']} · {dataset['pairs']} validation pairs of "
-        f"{dataset['tracks']} track{'s' if dataset['tracks'] != 1 else ''} in {escape(dataset['path'])} · "
-        f"codec {escape(checkpoint['codec'])}"
+        f"{checkpoint['path']}, epoch {checkpoint['epoch']} · {dataset['pairs']} validation pairs of "
+        f"{dataset['tracks']} track{'s' if dataset['tracks'] != 1 else ''} in {dataset['path']} · "
+        f"codec {checkpoint['codec']}"
     )
     tone = verdict["outcome"] if verdict["alive"] else "worse"
     body = f"""
@@ -77,10 +87,10 @@ def write_report(path: Path, results: dict) -> None:
 {warning}
 <main>
 <section id="verdict" aria-label="Verdict">
-<p class="verdict {escape(tone)}">{escape(minus(verdict["sentence"]))}</p>
+<p class="verdict {tone}">{minus(verdict["sentence"])}</p>
 {_list(findings(results))}
 {_list(results["notes"], "notes")}
-<p class="small">The rule: {escape(verdict["rule"])}</p>
+<p class="small">The rule: {verdict["rule"]}</p>
 </section>
 <nav aria-label="On this page"><a href="#table">Table</a><a href="#seconds">Second by second</a>
 <a href="#training">Training</a><a href="#tracks">Tracks</a><a href="#examples">Listen</a></nav>
@@ -100,7 +110,7 @@ batch size but for the rounding of floating-point numbers. Every number is in
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>Does the concept work? {escape(checkpoint['path'])}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>Does the concept work? {checkpoint['path']}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>{body}<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
     with written_beside(path) as beside:
@@ -149,7 +159,7 @@ def findings(results: dict) -> list[str]:
 
 
 def _list(items: list[str], name: str = "findings") -> str:
-    return f'<ul class="{name}">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>" if items else ""
+    return f'<ul class="{name}">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>" if items else ""
 
 
 def _cell(row: dict, key: str) -> str:
@@ -181,9 +191,9 @@ def _table(results: dict) -> str:
             mark = f"<sup>{row_notes.index(note) + 1}</sup>"
         cells = "".join(f"<td>{_cell(row, key)}</td>" for key, *_ in COLUMNS)
         kind = ' class="own"' if name.startswith("model") else ""
-        lines.append(f'<tr{kind}><th scope="row">{escape(row["label"])}{mark}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{row["label"]}{mark}</th>{cells}</tr>')
     dataset = results["dataset"]
-    footnotes = "".join(f"<li>{escape(note)}</li>" for note in row_notes)
+    footnotes = "".join(f"<li>{note}</li>" for note in row_notes)
     explained = "".join(f"<dt>{title}</dt><dd>{text}</dd>" for _, title, _, text in COLUMNS)
     return f"""<section id="table"><h2>Against what it must beat</h2>
 <div class="scroll" role="region" aria-label="Table of measures, scrolls sideways" tabindex="0"><table>
@@ -215,13 +225,13 @@ def _chart(anchor: str, title: str, name: str, alt: str, about: str) -> str:
 
 def _training(results: dict) -> str:
     if not results["training"]["epochs"]:
-        return '<section id="training"><h2>The training</h2><p>No metrics.jsonl beside the checkpoint.</p></section>'
+        return '<section id="training"><h2>The training</h2><p>There is no metrics.jsonl to draw it from.</p></section>'
     return _chart("training", "The training", "curves", CURVES_ALT, CURVES_ABOUT)
 
 
 def _tracks(results: dict) -> str:
     lines = "".join(
-        f'<tr><th scope="row"><bdi>{escape(track["source"])}</bdi></th><td>{track["pairs"]}</td>'
+        f'<tr><th scope="row"><bdi>{track["source"]}</bdi></th><td>{track["pairs"]}</td>'
         f"<td>{number(track['mse'])}</td><td>{percent(track['skill'])}</td></tr>"
         for track in sorted(results["tracks"], key=lambda track: track["skill"], reverse=True)
     )
@@ -252,7 +262,7 @@ def _clip(files: dict, title: str, about: str, sample_rate: int, seam: float | N
 def _examples(results: dict) -> str:
     rate, parts = results["dataset"]["sample_rate"], []
     for count, example in enumerate(results["examples"], 1):
-        source, start = escape(example["source"]), example["start_s"]
+        source, start = example["source"], example["start_s"]
         clips = "".join(
             _clip(example["files"][name], title, f"{name} of example {count}", rate) for name, title in CLIPS.items()
         )
@@ -264,7 +274,7 @@ def _examples(results: dict) -> str:
         )  # fmt: skip
         parts.append(
             f'<article><h3><span class="count">{count}</span> <bdi>{source}</bdi></h3><p class="facts">from '
-            f"{start // 60}:{start % 60:02d} · {escape(example['pair'])} · skill {percent(example['skill'])}</p>"
+            f"{start // 60}:{start % 60:02d} · {example['pair']} · skill {percent(example['skill'])}</p>"
             f'<div class="clips">{clips}</div><div class="joined">{joined}</div></article>'
         )
     if not parts:
@@ -276,13 +286,13 @@ tracks. Mel spectrograms, 70 dB from the brightest point of context and truth do
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results_dir", help="folder with results.json")
+    parser.add_argument("results_dir", type=a_path, help="folder with results.json")
     folder = Path(parser.parse_args().results_dir)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        write_report(folder / "report.html", results)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{folder / 'results.json'}: damaged; run evaluate_continuation.py again") from error
-    write_report(folder / "report.html", results)
     return 0
 
 

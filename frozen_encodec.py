@@ -29,7 +29,8 @@ from encodec.modules import SConv1d
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import nn
 
-from pipeline_common import UserError, pick_device, run_script
+from checked_files import load_tensors
+from pipeline_common import UserError, a_path, pick_device, run_script
 
 WEIGHTS_NAME = "encodec_24khz-d7cc33bc.th"  # the name the encodec package gives the 24 kHz weights
 HOP_LENGTH = 320  # samples a frame: the product of the encoder's strides 2, 4, 5 and 8
@@ -296,8 +297,7 @@ def _download(path: Path) -> None:
 
 def _load_weights(model: encodec.model.EncodecModel, path: Path) -> None:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
+        model.load_state_dict(load_tensors(path.read_bytes(), "cpu"))
     except Exception as error:  # torch raises many kinds for a file of another form
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: not the weights of the 24 kHz EnCodec ({reason})") from error
@@ -340,6 +340,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--encodec_weights",
+        type=a_path,
         default="pretrained",
         help="pretrained, untrained, or a file or folder (default: %(default)s)",
     )

@@ -21,7 +21,7 @@ import torch
 from audio_segments import AudioError, read_last_segment, to_pcm16, write_wav
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
-from pipeline_common import UserError, pick_device, positive_int, printable, run_script
+from pipeline_common import UserError, a_path, check_output_folder, pick_device, positive_int_to, printable, run_script
 
 PARTS = ("context", "continuation", "joined")
 
@@ -75,16 +75,17 @@ def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="audio files, at least as long as a segment")
-    add("--checkpoint", default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
-    add("--output_dir", default="continuations", help="(default: %(default)s)")
-    add("--num_segments", type=positive_int, default=1, help="how many segments to continue (default: %(default)s)")
+    add("inputs", nargs="+", type=a_path, metavar="INPUT", help="audio files, at least as long as a segment")
+    add("--checkpoint", type=a_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
+    add("--output_dir", type=a_path, default="continuations", help="(default: %(default)s)")
+    add("--num_segments", type=positive_int_to(1000), default=1, help="how many (default: %(default)s)")
     add("--quantize", action="store_true", help="snap the prediction to the codec's 6 kbps codebooks")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--encodec_weights", default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     args = parser.parse_args()
 
     output_dir, device = Path(args.output_dir), pick_device(args.device)
+    check_output_folder("--output_dir", output_dir)
     names = output_names(args.inputs, output_dir)
     checkpoint = load_checkpoint(args.checkpoint)
     model = simple_transformer_from(checkpoint, device)
@@ -105,6 +106,8 @@ def main() -> int:
         continuation = continue_embeddings(model, context, args.num_segments)
         if args.quantize:
             continuation = codec.quantize(continuation)
+        if not continuation.isfinite().all():
+            raise UserError(f"{args.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
         joined, seam = decode_joined(codec, context, continuation)
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
         write_wav(f"{name}_context.wav", to_pcm16(waveform)[0], sample_rate)

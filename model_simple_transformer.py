@@ -10,14 +10,24 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from checked_files import load_tensors, unseal
 from pipeline_common import UserError, run_script
 
-CHECKPOINT_FORMAT = "jingle_d 1"
+CHECKPOINT_FORMAT = "jingle_d 2"
+# What is read from any checkpoint, by type.
+FIELDS = {
+    dict: "model model_config baselines identity",
+    int: "epoch sample_rate num_samples",
+    float: "val_mse",
+    str: "codec",
+    bool: "codec_is_pretrained",
+}
 
 
 class EncoderLayer(nn.Module):
@@ -143,20 +153,36 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     Raises UserError if the file is missing, damaged or no such checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        if os.path.isdir(path):
+            raise UserError(f"{path}: is a folder; name a checkpoint in it, best_model.pt for one")
+        checkpoint = load_tensors(unseal(Path(path).read_bytes()), device)
+        _check_fields(checkpoint)
+        simple_transformer_from(checkpoint)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such checkpoint; train first (train_simple_ddp.py) or name one with --checkpoint"
         ) from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; name a checkpoint in it, best_model.pt for one") from error
-    except PermissionError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(f"{path}: damaged, or no checkpoint of this project; use another, last.pt for one") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path}: no checkpoint of this project (format {CHECKPOINT_FORMAT!r})")
     return checkpoint
+
+
+def _check_fields(checkpoint: dict) -> None:
+    """ValueError if a checkpoint does not hold what is read from it, or a size that no training gives it."""
+    if checkpoint["format"] != CHECKPOINT_FORMAT:
+        raise ValueError(f"its format is not {CHECKPOINT_FORMAT!r}")
+    values = [(checkpoint[name], kind) for kind, names in FIELDS.items() for name in names.split()]
+    values += [(checkpoint["baselines"][name], float) for name in ("training_mean", "repeat_input")]
+    if not all(isinstance(value, kind) for value, kind in values):
+        raise ValueError("it holds a value of another type than a training saves")
+    model, rate, samples = checkpoint["model_config"], checkpoint["sample_rate"], checkpoint["num_samples"]
+    if not 1 <= rate <= samples <= 600 * rate <= 600 * 10**6:
+        raise ValueError("its segments are of no length")
+    # A layer has a dozen tensors: what is built is no larger than what was read.
+    if model["encoding_dim"] != 128 or model["num_layers"] > len(checkpoint["model"]):
+        raise ValueError("its model is not of the size of its weights")
 
 
 def load_simple_transformer(

@@ -28,10 +28,11 @@ class UserError(Exception):
 def run_script(main: Callable[[], int | None]) -> None:
     """Run `main` and leave with its exit status; a `UserError` becomes one line and status 1."""
     name = Path(sys.argv[0]).name
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         status = main() or 0
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: error: {printable(str(error))}", file=sys.stderr, flush=True)
         status = 1
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -127,6 +128,15 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def check_output_folder(flag: str, folder: str | os.PathLike | None) -> None:
+    """UserError, before any long work, if `folder` cannot become a folder: it or one above it is a file."""
+    for path in [Path(folder), *Path(folder).parents] if folder is not None else []:
+        if path.is_dir():
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{flag} {folder}: {path} is no folder; name another")
+
+
 def pick_device(name: str, index: int = 0) -> torch.device:
     """The torch device that `--device` names: auto, cpu, cuda or mps.
 
@@ -141,6 +151,18 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     if name == "mps" and not has_mps:
         raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu, or auto")
     return torch.device(name, index) if name == "cuda" else torch.device(name)
+
+
+def a_path(text: str) -> str:
+    """argparse type: what may name a file or folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} names no file or folder")
+    return text
+
+
+def positive_int_to(highest: int) -> Callable[[str], int]:
+    """argparse type: a whole number from 1 to `highest`."""
+    return lambda text: _number(text, int, f"a whole number from 1 to {highest}", lambda value: 1 <= value <= highest)
 
 
 def positive_int(text: str) -> int:

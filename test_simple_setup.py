@@ -24,7 +24,7 @@ import torchaudio
 from dataset_wav_pairs import WavPairsDataset
 from frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, count_parameters
-from pipeline_common import UserError, available_cores, pick_device, run_script
+from pipeline_common import UserError, a_path, available_cores, pick_device, run_script
 from training_state import TrainConfig
 
 
@@ -164,9 +164,9 @@ def test_setup(check: Callable[[Setup], str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--encodec_weights", default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--dataset_dir", help="a dataset to check (default: dataset_pairs_wav, if it is there)")
+    add("--dataset_dir", type=a_path, help="a dataset to check (default: dataset_pairs_wav, if it is there)")
     setup = Setup(**vars(parser.parse_args()))
     failed = []
     for check in CHECKS:

@@ -33,6 +33,8 @@ from dataset_wav_pairs import find_pairs
 from frozen_encodec import find_weights
 from pipeline_common import (
     UserError,
+    a_path,
+    check_output_folder,
     describe_os_error,
     fraction,
     job_folder,
@@ -40,6 +42,8 @@ from pipeline_common import (
     pick_device,
     positive_float,
     positive_int,
+    positive_int_to,
+    printable,
     run_script,
     whole_number,
 )
@@ -57,8 +61,8 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
             f"--{flag}", default=getattr(defaults, flag), help=f"{help} (default: %(default)s)", **options
         )
 
-    add("dataset_dir", "as made by create_dataset_pairs_wav.py")
-    add("checkpoint_dir", "where checkpoints and metrics.jsonl go")
+    add("dataset_dir", "as made by create_dataset_pairs_wav.py", type=a_path)
+    add("checkpoint_dir", "where checkpoints and metrics.jsonl go", type=a_path)
     add("batch_size", "pairs per process and step", type=positive_int)
     add("epochs", "at most so many", type=positive_int)
     add("lr", "AdamW's learning rate", type=positive_float)
@@ -68,10 +72,12 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
     add("scheduler_patience", "epochs without progress before that", type=whole_number)
     add("max_grad_norm", "gradients are clipped to this norm", type=positive_float)
     add("checkpoint_every", "epochs between the checkpoint_epoch_N.pt that are kept", type=positive_int)
-    add("num_layers", "transformer layers", type=positive_int)
-    add("num_heads", "attention heads", type=positive_int)
+    add("num_layers", "transformer layers", type=positive_int_to(1000))
+    add("num_heads", "attention heads", type=positive_int_to(128))
     add("dropout", "on embeddings, residual branches and feed-forward", type=fraction)
-    parser.add_argument("--num_processes", type=positive_int, help="on this machine (default: one per GPU, else 1)")
+    parser.add_argument(
+        "--num_processes", type=positive_int_to(1024), help="on this machine (default: one per GPU, else 1)"
+    )
     add("device", "auto is CUDA, else Apple's GPU, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
     add("precision", "auto is bf16 on GPUs that have it, else fp32", choices=("auto", "fp32", "bf16"))
     add(
@@ -80,8 +86,10 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
         choices=("auto", "never"),
     )
     parser.add_argument("--no_cache", action="store_true", help="encode every batch as it comes and keep nothing")
-    parser.add_argument("--cache_dir", help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
-    add("encodec_weights", "pretrained, untrained, or a file or folder")
+    parser.add_argument(
+        "--cache_dir", type=a_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)"
+    )
+    add("encodec_weights", "pretrained, untrained, or a file or folder", type=a_path)
     add("seed", "of weights, data order and dropout", type=whole_number)
     parser.add_argument("--check_only", action="store_true", help="check dataset, weights and devices, train nothing")
     args = vars(parser.parse_args())
@@ -110,15 +118,15 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
         raise UserError(f"{dataset}: its creation was cut short; run create_dataset_pairs_wav.py again")
     for split in ("train", "val"):
         find_pairs(dataset / split)
-    checkpoints = Path(config.checkpoint_dir)
-    if checkpoints.exists() and not checkpoints.is_dir():
-        raise UserError(f"--checkpoint_dir {checkpoints}: is a file; name a folder")
+    check_output_folder("--checkpoint_dir", config.checkpoint_dir)
+    check_output_folder("--cache_dir", config.cache_dir)
     if config.encodec_weights != "untrained":
         find_weights(config.encodec_weights)
 
 
 def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
         if mistakes is None:
@@ -134,7 +142,7 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         else:
             # All processes of a node meet most mistakes; the first speaks, and torchrun ends the others.
             time.sleep(0 if int(os.environ.get("LOCAL_RANK", rank)) == 0 else 3)
-            tell(rank, f"{Path(sys.argv[0]).name}: error: {error}\n")
+            tell(rank, f"{Path(sys.argv[0]).name}: error: {printable(str(error))}\n")
         status = 1
     except KeyboardInterrupt:
         status = 130

@@ -41,6 +41,7 @@ from training_state import (
     leave_group,
     mix_seed,
     read_last,
+    restore_state,
     run_identity,
     save_checkpoint,
     start_anew,
@@ -167,9 +168,6 @@ class Trainer:
                 train_mse, grad_norm = self.train_epoch()
                 train_seconds = time.monotonic() - started
                 val_mse, deviation_ratio = self.validate()
-                if not math.isfinite(val_mse):  # the same on every process
-                    message = f"the validation MSE is not finite in epoch {progress.epoch}; lower --lr"
-                    raise UserError(f"{message}; {self.folder / LAST} is from before it")
                 lr = self.optimizer.param_groups[0]["lr"]
                 self.scheduler.step(val_mse)
                 is_best = val_mse < progress.best_mse
@@ -237,17 +235,22 @@ class Trainer:
 
         The MSE is the exact mean over every element of the split, for any number of processes. The deviation
         ratio is the predictions' standard deviation over time divided by the targets', each the mean
-        over pairs and channels: 1 is alive, 0 has collapsed to a constant.
+        over pairs and channels: 1 is alive, 0 has collapsed to a constant. UserError if the MSE is not finite.
         """
         self.model.eval()
-        mine = range(self.rank, len(self.val_data.dataset), self.world_size)
-        sums = torch.zeros(3, dtype=torch.float64)
-        for inputs, targets in self.val_data.batches(self.in_batches(mine)):
+        chunks = self.in_batches(range(self.rank, len(self.val_data.dataset), self.world_size))
+        sums, bad = torch.zeros(3, dtype=torch.float64), []
+        for chunk, (inputs, targets) in zip(chunks, self.val_data.batches(chunks), strict=True):
             with self.autocast():
                 predictions = (predict or self.model)(inputs)
             parts = [(predictions - targets).square().sum(), predictions.std(dim=2).sum(), targets.std(dim=2).sum()]
             sums += torch.stack(parts).cpu().double()
+            bad += [] if sums[0].isfinite() or bad else [self.val_data.dataset.name(i) for i in chunk]
         error, predicted, true = self.sum_over_processes(sums.tolist())
+        if not math.isfinite(error):  # the same on every process
+            names = ", ".join(sorted(name for names in self.gather(bad) for name in names))
+            what = f"the validation MSE is not finite in epoch {self.progress.epoch}, pairs {names}"
+            raise UserError(f"{what}; look at these pairs, or lower --lr")
         elements = len(self.val_data.dataset) * self.codec.embedding_dim * self.frames
         return error / elements, predicted / max(true, 1e-30)
 
@@ -358,10 +361,8 @@ class Trainer:
         }
 
     def restore(self, checkpoint: dict) -> None:
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.baselines, self.progress = checkpoint["baselines"], Progress(**checkpoint["progress"])
+        self.progress = restore_state(checkpoint, self.folder / LAST, self.model, self.optimizer, self.scheduler)
+        self.baselines = checkpoint["baselines"]
         if self.rank > 0:
             self.progress.step_errors = [0.0] * len(self.progress.step_errors)
         self.log(f"resuming   {self.folder / LAST}: epoch {self.progress.epoch}, after step {self.progress.step}")

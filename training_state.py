@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
+import io
 import os
 import platform
 import shlex
@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from checked_files import metrics_line, read_metrics, seal
 from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
 from pipeline_common import UserError, written_beside
 
@@ -84,34 +85,62 @@ def run_identity(config: TrainConfig, world_size: int, precision: str, codec: st
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write a checkpoint (tensors and plain values) beside its name and rename it."""
+    """Write a checkpoint (tensors and plain values), sealed, beside its name and rename it."""
+    content = io.BytesIO()
+    torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, content)
     with written_beside(path, sync=True) as beside:
-        torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, beside)
+        beside.write_bytes(seal(content.getvalue()))
 
 
 def read_last(config: TrainConfig) -> dict | None:
     """The checkpoint that a run in `checkpoint_dir` goes on from, None if there is none.
 
-    UserError, naming what there is instead, if it is damaged.
+    UserError if it is damaged or gone; it offers the latest of the others that is whole.
     """
     folder = Path(config.checkpoint_dir)
-    if config.resume == "never":
-        return None
-    others = sorted(folder.glob("checkpoint_epoch_*.pt"), key=lambda p: p.stat().st_mtime)
-    others += [folder / BEST] if (folder / BEST).exists() else []
-    offer = f"copy {others[0] if len(others) == 1 else others[-2]} over it to go on from there, or" if others else "use"
-    if not (folder / LAST).exists():
-        if others:
-            raise UserError(
-                f"{folder / LAST}: missing, though the folder holds a run; {offer} --resume never to start anew"
-            )
+    others = [*folder.glob("checkpoint_epoch_*.pt"), *folder.glob(BEST)]
+    if config.resume == "never" or not (others or (folder / LAST).exists()):
         return None
     try:
         return load_checkpoint(folder / LAST)
     except UserError as error:
-        if "no checkpoint of this project" in str(error) and "damaged" not in str(error):
-            raise UserError(f"{folder / LAST}: is not this project's; choose another --checkpoint_dir") from error
-        raise UserError(f"{folder / LAST}: damaged; {offer} --resume never to start anew") from error
+        what = f"{error}".split(";")[0] if (folder / LAST).exists() else f"{folder / LAST}: missing"
+        whole = [(found["epoch"], path) for path in others if (found := _load_whole(path))]
+        offer = f"copy {max(whole)[1]} over it to go on from there, or " if whole else ""
+        raise UserError(f"{what}; {offer}choose another --checkpoint_dir, or --resume never to start anew") from error
+
+
+def _load_whole(path: Path) -> dict | None:
+    with contextlib.suppress(UserError, OSError):
+        return load_checkpoint(path)
+
+
+def restore_state(
+    checkpoint: dict,
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+) -> Progress:
+    """Bring model, optimizer and scheduler to where the checkpoint from `path` is; UserError if it is of another form.
+
+    The optimizer's tensors are copied into the parameters' shapes: a fused AdamW writes as far as the parameter
+    reaches, whatever it was given.
+    """
+    try:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        for parameter, state in optimizer.state.items():
+            state["step"] = state["step"].float().reshape(())
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(parameter).copy_(state[name])
+        scheduler.load_state_dict(checkpoint["scheduler"])
+        progress = Progress(**checkpoint["progress"])
+        if [type(v) for v in vars(progress).values()] != [type(v) for v in vars(Progress()).values()]:
+            raise TypeError("a value of another type than a training saves")
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path}: not what this training saves; choose another --checkpoint_dir") from error
+    return progress
 
 
 def check_same_run(folder: str, saved: dict[str, object], now: dict[str, object]) -> None:
@@ -137,28 +166,19 @@ class MetricsLog:
         self.path = folder / METRICS
 
     def begin(self, baselines: dict[str, float], epochs_done: int) -> None:
-        """Start the file, or bring it back to where the resumed checkpoint is."""
-        kept = [line for line in self._lines() if line.get("epoch", 0) in range(1, epochs_done + 1)]
+        """Start the file, or bring it back to where the resumed checkpoint is; what was damaged is named."""
+        lines, wrong = read_metrics(self.path, epochs_done) if epochs_done else ([], [])
+        for problem in wrong:
+            print(problem, flush=True)
+        kept = [line for line in lines if line.get("epoch", 0) in range(1, epochs_done + 1)]
         with written_beside(self.path) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
+            beside.write_text("".join(map(metrics_line, [{"baselines": baselines}, *kept])))
 
     def append(self, line: dict[str, object]) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(metrics_line(line))
             file.flush()
             os.fsync(file.fileno())
-
-    def _lines(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        lines = []
-        for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
-            try:
-                line = json.loads(text)
-                lines.append(line if isinstance(line, dict) else {})
-            except ValueError:  # the half line of a killed run, or damage
-                print(f"{self.path}: line {number} is damaged and left out", flush=True)
-        return lines
 
 
 def epoch_chunks(

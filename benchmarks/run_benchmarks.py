@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import bench_codec, bench_dataset, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 from frozen_encodec import load_frozen_encodec  # noqa: E402
-from pipeline_common import available_cores, run_script, written_beside  # noqa: E402
+from pipeline_common import a_path, available_cores, run_script, written_beside  # noqa: E402
 
 
 SUBJECTS = ("codec", "training", "dataset", "scale")
@@ -70,11 +70,15 @@ def print_table(rows: list[Row], about: dict[str, str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)} (default: all)")
-    parser.add_argument("--output", default="benchmarks/results/benchmarks.json", help="(default: %(default)s)")
+    default = "benchmarks/results/benchmarks.json"
+    parser.add_argument("--output", type=a_path, default=default, help="(default: %(default)s)")
     args = parser.parse_args()
     unknown = set(args.subjects) - set(SUBJECTS)
     if unknown:
         parser.error(f"no such subject: {', '.join(sorted(unknown))}")
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    open(output, "a").close()  # before the work, so that it is not for nothing
     subjects = args.subjects or SUBJECTS
     torch.set_num_threads(available_cores())
     codec = load_frozen_encodec("untrained")
@@ -94,8 +98,6 @@ def main() -> int:
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)
-    output = ROOT / args.output
-    output.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(output) as beside:
         beside.write_text(json.dumps(about | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     return 0

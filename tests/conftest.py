@@ -48,6 +48,13 @@ def write_track(path: Path, seconds: float, seed: int, rate: int = 24000, channe
     return path
 
 
+def checkpoint_of(model, **others: object) -> dict:
+    """What a checkpoint of `model` holds, for one-second segments of the untrained codec."""
+    content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
+    content |= {"codec_is_pretrained": False, "sample_rate": 24000, "num_samples": 24000, "val_mse": 1.0}
+    return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0}, "identity": {}} | others
+
+
 @pytest.fixture
 def seed(request) -> int:
     """A new seed every run, shown when the test fails."""

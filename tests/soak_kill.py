@@ -28,6 +28,9 @@ import soundfile
 import torch
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from pipeline_common import positive_int, whole_number  # noqa: E402
+
 EPOCHS = 8
 PROCESSES = (1, 3)  # with three and more, the order in which gradients are added matters too
 
@@ -126,7 +129,7 @@ def outcome(folder: Path) -> dict[str, object]:
         del content["config"], content["progress"]["seconds"]
         left[name] = content
     lines = map(json.loads, (checkpoints / "metrics.jsonl").read_text().splitlines())
-    left["metrics"] = [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in lines]
+    left["metrics"] = [{k: v for k, v in line.items() if k not in ("pairs_per_second", "crc32")} for line in lines]
     return left
 
 
@@ -156,8 +159,8 @@ def make_dataset(folder: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="of the moments (default: drawn, and printed)")
+    parser.add_argument("--runs", type=positive_int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number, help="of the moments (default: drawn, and printed)")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.randrange(1_000_000)
     rng = random.Random(seed)

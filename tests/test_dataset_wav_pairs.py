@@ -187,7 +187,7 @@ def test_an_embedding_that_is_not_finite_names_its_file(copy, codec, monkeypatch
 
 
 def test_the_cache_never_shows_half_a_file(tmp_path, monkeypatch):
-    cache = EmbeddingCache(tmp_path)
+    cache = EmbeddingCache(tmp_path, (128, 75))
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
         cache.write("a", np.zeros((128, 75)))

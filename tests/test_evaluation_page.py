@@ -20,7 +20,7 @@ from dataset_pairs import PairRow, write_metadata
 from evaluation_measures import one_thread
 from pipeline_common import UserError
 from train_simple_worker import train_worker
-from training_state import TrainConfig
+from training_state import TrainConfig, save_checkpoint
 
 RATE = 24000
 HOSTILE = "<img src=x onerror=alert(1)>.wav"
@@ -138,7 +138,7 @@ def test_notes_say_what_is_wrong_with_the_split(trained, monkeypatch, tmp_path):
     joined = " ".join(found["notes"])
     assert "1 of 1 validation tracks are in the training split too" in joined
     assert "not the validation split of the training" in joined
-    assert "no metrics.jsonl" in joined
+    assert "metrics.jsonl: no such file" in joined
     assert not (tmp_path / "out/curves_light.png").exists()
     assert "mse_interval" not in found["rows"]["other_track"]
 
@@ -149,7 +149,7 @@ def test_notes_say_what_is_wrong_with_the_split(trained, monkeypatch, tmp_path):
         (["--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
         (["--dataset_dir", "none"], "none/metadata.txt: no such file"),
         (["--encodec_weights", "none"], "no file none"),
-        (["--output_dir", __file__], "is a file; name a folder"),
+        (["--output_dir", __file__], "is no folder; name another"),
     ],
 )
 def test_mistakes_are_named_before_any_work(trained, monkeypatch, flags, message):
@@ -159,8 +159,8 @@ def test_mistakes_are_named_before_any_work(trained, monkeypatch, flags, message
 
 def test_foreign_data_is_refused(trained, monkeypatch, tmp_path):
     checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
-    torch.save(checkpoint | {"codec": "another"}, tmp_path / "codec.pt")
-    torch.save(checkpoint | {"num_samples": 16 * RATE}, tmp_path / "long.pt")
+    save_checkpoint(tmp_path / "codec.pt", checkpoint | {"codec": "another"})
+    save_checkpoint(tmp_path / "long.pt", checkpoint | {"num_samples": 16 * RATE})
     with pytest.raises(UserError, match="codec another, but --encodec_weights gives untrained-1"):
         run(monkeypatch, trained, "--checkpoint", tmp_path / "codec.pt")
     with pytest.raises(UserError, match="trained on segments of 384000 samples"):

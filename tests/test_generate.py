@@ -4,25 +4,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SHARED_MUSIC, one_line_error, run_script, write_track
+from conftest import SHARED_MUSIC, checkpoint_of, one_line_error, run_script, write_track
 
 from generate_continuation import continue_embeddings, decode_joined
-from model_simple_transformer import CHECKPOINT_FORMAT, SimpleTransformer
+from model_simple_transformer import SimpleTransformer
+from training_state import save_checkpoint
 
 SCRIPT = "generate_continuation.py"
 UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, codec):
+def checkpoint(tmp_path_factory):
     """A model for two-second segments, with random weights instead of trained ones."""
     torch.manual_seed(0)
     model = SimpleTransformer(num_layers=1)
     torch.nn.init.normal_(model.head[2].weight, std=0.05)
     path = tmp_path_factory.mktemp("checkpoint") / "best_model.pt"
-    content = {"format": CHECKPOINT_FORMAT, "model": model.state_dict(), "model_config": model.config}
-    content |= {"codec": codec.fingerprint, "sample_rate": 24000, "num_samples": 48000}
-    torch.save(content, path)
+    save_checkpoint(path, checkpoint_of(model, num_samples=48000))
     return path
 
 
@@ -94,7 +93,7 @@ def test_what_cannot_be_continued_is_named_before_any_work(tmp_path, checkpoint)
 
 def test_two_codecs_do_not_mix(tmp_path, checkpoint):
     content = torch.load(checkpoint, weights_only=True) | {"codec": "encodec_24khz-0123456789ab"}
-    torch.save(content, tmp_path / "other.pt")
+    save_checkpoint(tmp_path / "other.pt", content)
     track = write_track(tmp_path / "a.wav", 3, 1)
     line = one_line_error(SCRIPT, track, "--checkpoint", tmp_path / "other.pt", *UNTRAINED, says="untrained-1")
     assert "encodec_24khz-0123456789ab" in line

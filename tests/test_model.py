@@ -1,20 +1,17 @@
 """The transformer: 859,520 parameters, equal to torch's own layers, and the mean before it is trained."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import one_line_error
+from conftest import checkpoint_of
 
 from model_simple_transformer import (
-    CHECKPOINT_FORMAT,
     EncoderLayer,
     SimpleTransformer,
     count_parameters,
     dropout,
     load_simple_transformer,
 )
-from pipeline_common import UserError
+from training_state import save_checkpoint
 
 
 def test_859520_parameters():
@@ -104,29 +101,7 @@ def test_a_checkpoint_says_what_model_it_holds(tmp_path):
     model = SimpleTransformer(num_heads=4, num_layers=2)
     model.set_statistics(torch.randn(128), torch.rand(128) + 1)
     torch.nn.init.normal_(model.head[2].weight)
-    checkpoint = {"format": CHECKPOINT_FORMAT, "model": model.state_dict(), "model_config": model.config}
-    torch.save(checkpoint, tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "a.pt", checkpoint_of(model))
     again = load_simple_transformer(tmp_path / "a.pt", "cpu")
     x = torch.randn(1, 128, 20)
     assert not again.training and torch.equal(again(x), model.eval()(x))
-
-
-class Payload:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return Path.touch, (self.trace,)
-
-
-def test_checkpoints_that_are_none_are_refused_and_run_nothing(tmp_path):
-    torch.save({"format": CHECKPOINT_FORMAT, "model": Payload(tmp_path / "trace")}, tmp_path / "evil.pt")
-    torch.save({"format": "another"}, tmp_path / "foreign.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "empty.pt").touch()
-    for name in ("evil", "foreign", "list", "text", "empty", "missing"):
-        with pytest.raises(UserError, match=name):
-            load_simple_transformer(tmp_path / f"{name}.pt")
-    assert not (tmp_path / "trace").exists()
-    one_line_error("generate_continuation.py", "x.wav", "--checkpoint", tmp_path / "evil.pt", says="evil.pt: damaged")

@@ -53,78 +53,14 @@ def test_every_flag_is_there(script):
         assert f"--{flag}" in text
 
 
-NONSENSE = [
-    ("create_dataset_pairs_wav.py", flag, value)
-    for flag, values in {
-        "segment_duration": ("0", "-1", "x", "1.5", "1e3"),
-        "sample_rate": ("0", "-24000", "x"),
-        "max_pairs": ("0", "-1", "x"),
-        "val_pairs": ("-1", "x", "0.5"),
-        "min_level_db": ("x", "nan", "inf"),
-        "seed": ("-1", "x"),
-        "num_workers": ("0", "-2", "x"),
-    }.items()
-    for value in values
-] + [
-    ("train_simple_ddp.py", flag, value)
-    for flag, values in {
-        "batch_size": ("0", "-1", "x", "1.5"),
-        "epochs": ("0", "x"),
-        "lr": ("0", "-1", "nan", "inf", "x"),
-        "weight_decay": ("-1", "nan"),
-        "patience": ("0", "x"),
-        "scheduler_factor": ("1", "-0.5", "nan"),
-        "scheduler_patience": ("-1", "x"),
-        "max_grad_norm": ("0", "-1", "nan"),
-        "checkpoint_every": ("0", "x"),
-        "num_layers": ("0", "x"),
-        "num_heads": ("0", "x"),
-        "dropout": ("1", "-0.1", "nan"),
-        "num_processes": ("0", "x"),
-        "device": ("tpu",),
-        "precision": ("fp8",),
-        "resume": ("maybe",),
-        "seed": ("-1", "x"),
-    }.items()
-    for value in values
-]
-
-
-def test_nonsense_values_are_argparse_errors():
-    """Within one process, as each would take a second to start."""
-    import argparse
-
-    import create_dataset_pairs_wav
-    import train_simple_ddp
-
-    for script, flag, value in NONSENSE:
-        module = create_dataset_pairs_wav if "create" in script else train_simple_ddp
-        entry = module.main if "create" in script else module.parse_args
-        before, sys.argv = sys.argv, [script, f"--{flag}={value}"]
-        try:
-            with pytest.raises(SystemExit) as leaving, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(argparse.ArgumentParser, "_print_message", lambda *_: None)
-                entry()
-            assert leaving.value.code == 2, (flag, value)
-        finally:
-            sys.argv = before
-
-
 @pytest.mark.parametrize(
     "script, args, says",
     [
         ("create_dataset_pairs_wav.py", ["--input_dir", "none"], "--input_dir none: no such folder"),
-        ("create_dataset_pairs_wav.py", ["--input_dir", "file"], "--input_dir file: no such folder"),
-        ("create_dataset_pairs_wav.py", ["--input_dir", ".", "--output_dir", "file"], "--output_dir file: is a file"),
         ("create_dataset_pairs_wav.py", ["--val_pairs", "2000"], "--val_pairs 2000: must be below --max_pairs"),
-        ("create_dataset_pairs_wav.py", ["--sample_rate", "10"], "--sample_rate 10: must be"),
-        ("create_dataset_pairs_wav.py", ["--segment_duration", "9999"], "--segment_duration 9999: must be"),
         ("dataset_wav_pairs.py", [], "dataset_pairs_wav/train: no such folder"),
         ("train_simple_ddp.py", [], "dataset_pairs_wav/train: no such folder"),
-        ("train_simple_ddp.py", ["--num_heads", "7"], "--num_heads 7: must divide"),
-        ("train_simple_ddp.py", ["--scheduler_factor", "0"], "--scheduler_factor 0: must be above 0"),
         ("generate_continuation.py", ["a.wav"], "checkpoints_simple/best_model.pt: no such checkpoint"),
-        ("generate_continuation.py", ["a.wav", "--checkpoint", "."], ".: is a folder"),
         ("frozen_encodec.py", ["--encodec_weights", "file"], "file has no checksum in its name"),
     ],
 )
@@ -137,17 +73,6 @@ def test_a_cuda_device_that_is_not_there(tmp_path):
     one_line_error(
         "train_simple_ddp.py", "--device", "cuda", says="--device cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
     )
-
-
-@pytest.mark.parametrize("taken", ["checkpoint", "dataset"])
-def test_a_file_where_a_folder_should_be(tmp_path, small_dataset, taken):
-    (tmp_path / "file").touch()
-    args = {
-        "dataset": ["--dataset_dir", "file"],
-        "checkpoint": ["--dataset_dir", small_dataset, "--checkpoint_dir", "file"],
-    }
-    says = {"dataset": "file/train: no such folder", "checkpoint": "--checkpoint_dir file: is a file"}
-    one_line_error("train_simple_ddp.py", *args[taken], says=says[taken], cwd=tmp_path)
 
 
 def test_the_setup_test_says_ready_or_what_to_do(tmp_path, small_dataset):
