@@ -233,7 +233,8 @@ def test_a_number_that_is_not_finite_stops_the_run_and_names_the_pair(small_data
 
 def test_a_validation_that_is_not_finite_stops_the_run_before_it_saves(small_dataset, tmp_path):
     args = ("--dataset_dir", small_dataset, "--checkpoint_dir", tmp_path, *QUICK, "--batch_size", 64)
-    one_line_error(SCRIPT, *args, "--lr", 1e37, "--epochs", 1, says="validation MSE is not finite in epoch 1")
+    says = "validation MSE is not finite in epoch 1, pairs pair_0019, pair_0020, pair_0021;"
+    one_line_error(SCRIPT, *args, "--lr", 1e37, "--epochs", 1, says=says)
     assert not (tmp_path / "best_model.pt").exists() and metrics(tmp_path) == []
     state = load(tmp_path / "last.pt")["model"]
     assert all(tensor.isfinite().all() for tensor in state.values())
