@@ -56,6 +56,7 @@ from pipeline_common import (
     printable,
     run_script,
     whole_number,
+    written_beside,
 )
 
 STAGING_NAME = ".staging"
@@ -120,7 +121,8 @@ def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namesp
         problem = str(error)
     if len(segments) < 2 and not problem:
         problem = f"shorter than two segments ({2 * args.segment_duration} s)"
-    (partial / "track.json").write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
+    with written_beside(partial / "track.json") as beside:
+        beside.write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     return Track(source, segments, problem, str(final))

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from pipeline_common import UserError, pick_device, run_script, written_beside
+from pipeline_common import UserError, pick_device, remove_leftovers, run_script, written_beside
 
 CACHE_NAME = ".embedding_cache"
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
@@ -246,6 +246,8 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         keys = list(pool.map(lambda wav: wav[0].key(wav[1]), wavs))
     if datasets[0].cache is not None:
+        if rank == 0:
+            remove_leftovers(datasets[0].cache.folder)
         first = dict(zip(reversed(keys), reversed(wavs), strict=True))
         # The first process decides what is missing, as the others may look while one already writes.
         missing = [sorted(first.keys() - datasets[0].cache.present())]

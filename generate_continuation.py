@@ -21,7 +21,7 @@ import torch
 from audio_segments import AudioError, read_last_segment, to_pcm16, write_wav
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
-from pipeline_common import UserError, pick_device, positive_int, printable, run_script
+from pipeline_common import UserError, pick_device, positive_int, printable, remove_leftovers, run_script
 
 PARTS = ("context", "continuation", "joined")
 
@@ -99,6 +99,7 @@ def main() -> int:
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output_dir)
 
     for path, name, waveform in zip(args.inputs, names, contexts, strict=True):
         context = codec.encode(torch.from_numpy(waveform).view(1, 1, -1))

@@ -127,7 +127,7 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         status = 0
     except SystemExit as end:  # saved, after a signal
         status = int(end.code or 0)
-    except (UserError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    except (UserError, OSError) as error:
         error = error if isinstance(error, UserError) else UserError(describe_os_error(error))
         if mistakes is not None:
             mistakes.put(str(error))
@@ -182,9 +182,11 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
     try:
         while not started.join(grace_period=5):
             pass
-    except torch.multiprocessing.ProcessExitedException as error:
-        if not mistakes.empty():
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+        if not mistakes.empty():  # what the others raise is its echo
             raise UserError(mistakes.get()) from error
+        if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+            raise
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
 

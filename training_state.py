@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
-from pipeline_common import UserError, written_beside
+from pipeline_common import UserError, naming, written_beside
 
 LAST, BEST, METRICS = "last.pt", "best_model.pt", "metrics.jsonl"
 
@@ -85,8 +86,10 @@ def run_identity(config: TrainConfig, world_size: int, precision: str, codec: st
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint (tensors and plain values) beside its name and rename it."""
+    content = io.BytesIO()
+    torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, content)
     with written_beside(path, sync=True) as beside:
-        torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, beside)
+        beside.write_bytes(content.getbuffer())
 
 
 def read_last(config: TrainConfig) -> dict | None:
@@ -143,7 +146,7 @@ class MetricsLog:
             beside.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
 
     def append(self, line: dict[str, object]) -> None:
-        with open(self.path, "a") as file:
+        with naming(self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
