@@ -3,9 +3,9 @@
     python tests/soak_kill.py                              # 200 kills, about 15 minutes on 2 cores
     python tests/soak_kill.py --kills 50 --seed 7 --only train
 
-A chain kills one command several times in one folder: after a time drawn from the undisturbed run's, or when the
-n-th file comes or goes; the whole process group, or only the launcher, or only one worker. After each kill all that
-has its final name must be as the undisturbed run left it. Then the command runs to its end, and the whole folder
+A chain kills one command several times in one folder: after a time drawn from the undisturbed run's, when the n-th
+file comes or goes, or in a write; the whole process group, only the launcher, or only one worker. After each kill all
+that has its final name must be as the undisturbed run left it. Then the command runs to its end, and the whole folder
 must be the undisturbed one's, byte for byte but for times, with nothing left over. Exit status 1 if it is not.
 
 The scripts run in processes forked from this one, which has imported them: a kill during imports would tell nothing.
