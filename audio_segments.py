@@ -181,10 +181,13 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 
 
-def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int) -> None:
-    """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all."""
+def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
+    """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all, `comment` in its header."""
     content = io.BytesIO()
-    soundfile.write(content, pcm16, sample_rate, subtype="PCM_16", format="WAV")
+    with soundfile.SoundFile(content, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as audio:
+        if comment:
+            audio.comment = comment
+        audio.write(pcm16)
     with written_beside(path) as beside:
         beside.write_bytes(content.getbuffer())
 

@@ -320,11 +320,15 @@ def test_another_configuration_is_refused_and_named(small_dataset, tmp_path, uni
 
 def test_resume_never_starts_anew(small_dataset, tmp_path):
     train(small_dataset, tmp_path, "--epochs", 2, "--checkpoint_every", 1)
-    (tmp_path / "notes.txt").write_text("mine")
+    own = {tmp_path / name: name.encode() for name in ("notes.txt", "best_model.pt", "checkpoint_epoch_mine.pt")}
+    for path, content in own.items():
+        path.write_bytes(content)
     train(small_dataset, tmp_path, "--epochs", 1, "--checkpoint_every", 1, "--resume", "never", "--lr", 1e-2)
     assert [line["epoch"] for line in metrics(tmp_path)] == [1]
     names = {path.name for path in tmp_path.iterdir()} - {".lock"}
-    assert names == {"last.pt", "best_model.pt", "checkpoint_epoch_1.pt", "metrics.jsonl", "notes.txt"}
+    kept = {"best_model.pt.kept_1", "checkpoint_epoch_mine.pt.kept_1", "notes.txt"}
+    assert names == {"last.pt", "best_model.pt", "checkpoint_epoch_1.pt", "metrics.jsonl"} | kept
+    assert {(tmp_path / name).read_bytes() for name in kept} == set(own.values()), "the user's own files"
 
 
 def test_a_damaged_checkpoint_is_refused_and_another_offered(small_dataset, tmp_path, rng):
