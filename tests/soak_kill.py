@@ -175,13 +175,13 @@ class Running:
             time.sleep(0.002)
 
 
-def kill_once(running: Running, folder: Path, duration_s: float, rng: random.Random) -> str:
+def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
     """Kill a script at a random moment; says how, empty if it had ended before."""
     how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
     if how == "by time":
         running.wait(lambda: False, rng.uniform(0, duration_s))
     else:
-        before, changes = names(folder), rng.choice((1, 2, 3, 5, 8, 13, 21, 34))
+        before, changes = names(folder), rng.randint(1, most_changes)
 
         def reached() -> bool:
             nonlocal before, changes
@@ -190,7 +190,8 @@ def kill_once(running: Running, folder: Path, duration_s: float, rng: random.Ran
             before = now
             return changes <= 0 and (how == "at a change" or any(name.endswith(".part") for name in now))
 
-        if running.wait(reached) and how == "at a change":
+        # Not later than the undisturbed run took, so that what is aimed at but missed is a kill all the same.
+        if running.wait(reached, rng.uniform(0.4, 0.9) * duration_s) and how == "at a change":
             time.sleep(rng.choice((0, rng.uniform(0, 0.02))))
     if running.has_ended():
         return ""
@@ -308,7 +309,7 @@ class Soak:
         kills: list[str] = []
         try:
             for _ in range(most):
-                how = kill_once(self.start(stage), self.folder, duration_s, self.rng)
+                how = kill_once(self.start(stage), self.folder, duration_s, 2 * len(expected), self.rng)
                 if not how:
                     break
                 cut = check_what_is_there(self.folder, expected)

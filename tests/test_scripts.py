@@ -216,11 +216,10 @@ def test_written_beside_leaves_nothing_behind(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
     from pipeline_common import locked, remove_leftovers, written_beside
 
-    code = (
-        "import os, sys; from pipeline_common import written_beside as w\nwith w(sys.argv[1]): os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "killed"], cwd=ROOT)
-    (left,) = tmp_path.iterdir()
+    code = "import os, sys; from pipeline_common import locked, written_beside as w\n"
+    code += "with locked(sys.argv[1], 'killed'), w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT)
+    (left,) = set(tmp_path.iterdir()) - {tmp_path / ".lock"}
     own = [tmp_path / name for name in ("mine.part", ".mine.part", "a.abcdefgh.part")]
     for path in own:
         path.write_text("mine")
