@@ -24,7 +24,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +49,7 @@ from dataset_pairs import (
 from pipeline_common import (
     UserError,
     available_cores,
+    end_with_parent,
     finite_float,
     locked,
     positive_int,
@@ -144,7 +144,7 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
         return
     # Spawned, as torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
             queue, remaining = [], iter(sources)
             while True:
@@ -153,21 +153,15 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
                 if not queue:
                     return
                 yield queue.pop(0).result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, in its start
             raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone: a killed run leaves no idle processes behind."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 # ------------------------------------------------------------------ the whole
@@ -307,7 +301,7 @@ def _build(
     staging = output_dir / STAGING_NAME
     staging.mkdir(exist_ok=True)
     for leftover in staging.glob("*.part"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # a killed run's worker may still be at it
     random.Random(args.seed).shuffle(sources)
     print(f"{len(sources)} audio files in {input_dir}; {min(args.num_workers, len(sources))} processes", flush=True)
     made = collect(sources, input_dir, staging, args)

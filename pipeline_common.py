@@ -12,11 +12,14 @@ import contextlib
 import errno
 import fcntl
 import math
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,6 +148,16 @@ def job_folder() -> Path | None:
     """
     folder = os.environ.get("TRAIN_JOB_DIR")
     return Path(folder) if folder else None
+
+
+def end_with_parent() -> None:
+    """SIGTERM for this process when the one that started it is gone: a killed run leaves no processes behind."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _umask() -> int:

@@ -34,6 +34,7 @@ from frozen_encodec import find_weights
 from pipeline_common import (
     UserError,
     describe_os_error,
+    end_with_parent,
     fraction,
     job_folder,
     non_negative_float,
@@ -119,6 +120,8 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
 
 def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
+    if mistakes is not None:
+        end_with_parent()
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
         if mistakes is None:
