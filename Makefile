@@ -10,7 +10,7 @@ help:
 	@echo "make test     the whole test suite, offline"
 	@echo "make lint     ruff (rules and format) and shellcheck"
 	@echo "make install  only make .venv with what requirements.txt lists"
-	@echo "make soak     kill trainings at random moments and compare what they end with"
+	@echo "make soak     kill every script 200 times at random moments and compare what they end with"
 	@echo "make bench    measure it against the letter of the experiment's description (needs ffmpeg)"
 	@echo "make clean    remove what the demo made"
 

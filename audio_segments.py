@@ -5,6 +5,7 @@ Nothing to run. Files are read as a stream, so a three-hour mix needs no more me
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -16,7 +17,7 @@ import soundfile
 import torch
 import torchaudio.functional
 
-from pipeline_common import UserError, written_beside
+from pipeline_common import written_beside
 
 # What libsndfile reads, and the music formats it does not: those deserve a line that says so.
 # Anything else in a folder (covers, playlists, notes) is no music and is passed over.
@@ -180,15 +181,15 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 
 
-def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int) -> None:
-    """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all."""
-    try:
-        with written_beside(path) as beside:
-            soundfile.write(os.fsencode(beside), pcm16, sample_rate, subtype="PCM_16", format="WAV")
-            if os.path.getsize(beside) < 44 + 2 * len(pcm16):  # libsndfile may not report a full disk
-                raise UserError(f"{path}: could not be written in full; is the disk full?")
-    except soundfile.SoundFileError as error:
-        raise UserError(f"{path}: cannot be written ({_reason(error)}); is the disk full?") from error
+def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
+    """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all, `comment` in its header."""
+    content = io.BytesIO()
+    with soundfile.SoundFile(content, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as audio:
+        if comment:
+            audio.comment = comment
+        audio.write(pcm16)
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:

@@ -24,7 +24,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +51,7 @@ from pipeline_common import (
     a_path,
     available_cores,
     check_output_folder,
+    end_with_parent,
     finite_float,
     locked,
     positive_int,
@@ -59,6 +59,7 @@ from pipeline_common import (
     printable,
     run_script,
     whole_number,
+    written_beside,
 )
 
 STAGING_NAME = ".staging"
@@ -123,7 +124,8 @@ def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namesp
         problem = str(error)
     if len(segments) < 2 and not problem:
         problem = f"shorter than two segments ({2 * args.segment_duration} s)"
-    (partial / "track.json").write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
+    with written_beside(partial / "track.json") as beside:
+        beside.write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     return Track(source, segments, problem, str(final))
@@ -145,7 +147,7 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
         return
     # Spawned, as torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
             queue, remaining = [], iter(sources)
             while True:
@@ -154,21 +156,15 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
                 if not queue:
                     return
                 yield queue.pop(0).result()
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, in its start
             raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone: a killed run leaves no idle processes behind."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 # ------------------------------------------------------------------ the whole
@@ -309,7 +305,7 @@ def _build(
     staging = output_dir / STAGING_NAME
     staging.mkdir(exist_ok=True)
     for leftover in staging.glob("*.part"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # a killed run's worker may still be at it
     random.Random(args.seed).shuffle(sources)
     print(f"{len(sources)} audio files in {input_dir}; {min(args.num_workers, len(sources))} processes", flush=True)
     made = collect(sources, input_dir, staging, args)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from checked_files import EmbeddingCache
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from pipeline_common import UserError, a_path, check_output_folder, pick_device, run_script
+from pipeline_common import UserError, a_path, check_output_folder, pick_device, remove_leftovers, run_script
 
 CACHE_NAME = ".embedding_cache"
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
@@ -209,6 +209,8 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         keys = list(pool.map(lambda wav: wav[0].key(wav[1]), wavs))
     if datasets[0].cache is not None:
+        if rank == 0:
+            remove_leftovers(datasets[0].cache.folder)
         first = dict(zip(reversed(keys), reversed(wavs), strict=True))
         # The first process decides what is missing, as the others may look while one already writes.
         missing = [_missing(datasets[0].cache, first.keys()) if rank == 0 else []]

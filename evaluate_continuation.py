@@ -47,6 +47,7 @@ from pipeline_common import (
 )
 from training_state import METRICS
 
+FORMAT = "jingle_d results 1"
 OWN_FILES = re.compile(r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second)_\w+\.png")
 
 
@@ -166,6 +167,19 @@ def plain(value: object) -> object:
     return value
 
 
+def check_is_ours(folder: Path) -> None:
+    """UserError if there are results in `folder` that this script did not write: they are not to be replaced."""
+    path = folder / "results.json"
+    try:
+        ours = json.loads(path.read_bytes())["format"] == FORMAT
+    except FileNotFoundError:
+        ours = not (path := folder / "report.html").exists()
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: is not from this script and would be overwritten; choose another --output_dir")
+
+
 def main() -> int:
     args, started = parse_args(), time.monotonic()
     device, output_dir, dataset_dir = pick_device(args.device), Path(args.output_dir), Path(args.dataset_dir)
@@ -174,6 +188,7 @@ def main() -> int:
     pairs, shared_tracks = read_pairs(dataset_dir)
     checkpoint = load_checkpoint(args.checkpoint)  # read once: a running training may replace the file
     model = simple_transformer_from(checkpoint, device)
+    check_is_ours(output_dir)
     codec = load_frozen_encodec(args.encodec_weights, device)
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
@@ -243,7 +258,7 @@ def evaluate(
     beaten_by = tuple(words for name, words in rivals.items() if rows[name]["mse"] < model["mse"])
     table = track_table(pairs, errors, math.prod(shape))
     return {
-        "format": "jingle_d results 1",
+        "format": FORMAT,
         "verdict": verdict(model["skill"], model["skill_interval"], model["deviation_ratio"], len(table), beaten_by),
         "checkpoint": {
             "path": printable(args.checkpoint),

@@ -5,6 +5,7 @@ Nothing to run. Every picture appears complete or not at all.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +65,10 @@ def _chart(folder: Path, name: str, theme: str, panels: int) -> Iterator[list[Ax
         # Narrow, so that the letters are still readable when a phone shrinks the picture to its width.
         figure = Figure(figsize=(5.2, 1.2 + 2.6 * panels), facecolor=THEMES[theme]["page"], layout="constrained")
         yield list(np.ravel(figure.subplots(panels, 1, sharex=True)))
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=160, format="png")
         with written_beside(folder / f"{name}_{theme}.png") as beside:
-            figure.savefig(beside, dpi=160, format="png")
+            beside.write_bytes(picture.getbuffer())
 
 
 def _colour(name: str, theme: str) -> str:
@@ -169,13 +172,7 @@ def mel_height(frequency_hz: float, sample_rate: int) -> float:
 
 def write_spectrogram(path: Path, decibels: np.ndarray, top_db: float) -> None:
     """Write `mel_decibels` as a PNG without axes (the page has them), black at 70 dB below `top_db`."""
+    picture, lowest_db = io.BytesIO(), top_db - SPECTROGRAM_RANGE_DB
+    matplotlib.image.imsave(picture, decibels, vmin=lowest_db, vmax=top_db, cmap="magma", origin="lower", format="png")
     with written_beside(path) as beside:
-        matplotlib.image.imsave(
-            beside,
-            decibels,
-            vmin=top_db - SPECTROGRAM_RANGE_DB,
-            vmax=top_db,
-            cmap="magma",
-            origin="lower",
-            format="png",
-        )
+        beside.write_bytes(picture.getbuffer())

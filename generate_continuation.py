@@ -6,7 +6,7 @@
 
 Three files for an input: NAME_context.wav is its end as it is; NAME_joined.wav is context and continuation
 as the codec decodes them in one piece, so that nothing clicks where they meet; NAME_continuation.wav is
-the second part of that.
+the second part of that. Made again, they are replaced; a file of that name from elsewhere is not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ import os
 import sys
 from pathlib import Path
 
+import soundfile
 import torch
 
 from audio_segments import AudioError, read_last_segment, to_pcm16, write_wav
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
-from pipeline_common import UserError, a_path, check_output_folder, pick_device, positive_int_to, printable, run_script
+from pipeline_common import (
+    UserError,
+    a_path,
+    check_output_folder,
+    pick_device,
+    positive_int_to,
+    printable,
+    remove_leftovers,
+    run_script,
+)
 
 PARTS = ("context", "continuation", "joined")
+OURS = "Jingle_D continuation"  # the comment in the header of what this writes
 
 
 @torch.no_grad()
@@ -59,7 +70,10 @@ def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike)
 
 
 def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
-    """The common beginning of each input's output paths; UserError if two inputs would share theirs."""
+    """The common beginning of each input's output paths.
+
+    UserError if two inputs would share theirs, or if a file is in the way that this script did not write.
+    """
     names: dict[str, str] = {}
     for path in inputs:
         name = Path(path).stem.casefold()  # macOS takes Song and song for one
@@ -69,7 +83,18 @@ def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
     for path in inputs:
         if any(target.exists() and os.path.samefile(path, target) for target in written if Path(path).exists()):
             raise UserError(f"{path}: would be overwritten by what is written; choose another --output_dir")
+    for target in written:
+        if target.exists() and not _is_ours(target):
+            raise UserError(f"{target}: is not from this script and would be overwritten; choose another --output_dir")
     return [output_dir / Path(path).stem for path in inputs]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as audio:
+            return audio.comment == OURS
+    except (soundfile.SoundFileError, TypeError):
+        return False
 
 
 def main() -> int:
@@ -100,6 +125,7 @@ def main() -> int:
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output_dir)
 
     for path, name, waveform in zip(args.inputs, names, contexts, strict=True):
         context = codec.encode(torch.from_numpy(waveform).view(1, 1, -1))
@@ -110,9 +136,9 @@ def main() -> int:
             raise UserError(f"{args.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
         joined, seam = decode_joined(codec, context, continuation)
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
-        write_wav(f"{name}_context.wav", to_pcm16(waveform)[0], sample_rate)
-        write_wav(f"{name}_continuation.wav", pcm16[seam:], sample_rate)
-        write_wav(f"{name}_joined.wav", pcm16, sample_rate)
+        waveforms = (to_pcm16(waveform)[0], pcm16[seam:], pcm16)
+        for part, samples in zip(PARTS, waveforms, strict=True):
+            write_wav(f"{name}_{part}.wav", samples, sample_rate, OURS)
         note = f", {clipped} samples clipped" if clipped else ""
         print(f"{printable(path)} -> {printable(name)}_{{context,continuation,joined}}.wav{note}", flush=True)
     return 0

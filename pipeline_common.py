@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import math
+import multiprocessing
 import os
+import re
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make space, then give the same command again")
+REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "mend its permissions or name another folder")
+REMEDIES[errno.EFBIG] = "raise the limit on the size of files (ulimit -f), then give the same command again"
+PART_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # as written_beside names what is not whole yet
 
 
 class UserError(Exception):
@@ -46,9 +56,10 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for a full disk, a missing permission and their kind, with the file's name."""
+    """One line for a full disk, a missing permission and their kind: the file's name, what is wrong, the remedy."""
     where = f"{printable(error.filename)}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or error}"
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return f"{where}{error.strerror or error}{remedy}"
 
 
 def printable(name: str | bytes | os.PathLike) -> str:
@@ -58,49 +69,74 @@ def printable(name: str | bytes | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Give an OSError raised within the name of `path`, as one from write() carries none, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def written_beside(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
 
     The rename is atomic on every POSIX file system: `path` is either as it was or complete. With
     `sync` the data reaches the disk before the name does, so that not even a crash of the node
     leaves the name on an empty file: worth its time for what cannot be made again.
+
+    Write it with Python's own files: libraries lose the reason when the disk is full. An OSError names `path`.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with naming(path), contextlib.ExitStack() as stack:
+        while True:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+            beside = Path(name)
+            # Locked as long as it is written: an unlocked one was left by a killed process (remove_leftovers).
+            stack.callback(os.close, handle)
+            stack.callback(beside.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if beside.exists():  # not taken for a leftover before the lock was there
+                break
         yield beside
         if sync:
-            with open(beside, "rb") as written:
-                os.fsync(written.fileno())
+            os.fsync(handle)
         beside.chmod(0o666 & ~_umask())
         os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what killed processes left half-written in `folder`, and nothing that is being written now."""
+    for part in (Path(entry) for entry in os.scandir(folder) if PART_FILE.fullmatch(entry.name)):
+        # Another process may be done with it, the folder read-only, the file system without locks.
+        with contextlib.suppress(OSError), open(part, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
-    """Hold `folder` for one process; the system frees the lock with its holder, however that ends.
+    """Hold `folder` for one process, and clear it of leftovers; the system frees the lock with its holder.
 
     Raises UserError that says who holds it. A file system without locks (some Lustre mounts) is
     used without.
     """
     path = Path(folder, ".lock")
-    with open(path, "a+") as file:
+    with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(
-                f"{folder}: in use by {file.read().strip() or 'another process'}; wait for it or stop it"
-            ) from error
+            holder = file.read().decode("utf-8", "replace").strip() or "another process"
+            raise UserError(f"{folder}: in use by {holder}; wait for it or stop it") from error
         except OSError:
             pass
-        file.truncate(0)
-        file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
+        remove_leftovers(folder)
         yield
 
 
@@ -113,6 +149,16 @@ def job_folder() -> Path | None:
     """
     folder = os.environ.get("TRAIN_JOB_DIR")
     return Path(folder) if folder else None
+
+
+def end_with_parent() -> None:
+    """SIGTERM for this process when the one that started it is gone: a killed run leaves no processes behind."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _umask() -> int:

@@ -36,6 +36,7 @@ from pipeline_common import (
     a_path,
     check_output_folder,
     describe_os_error,
+    end_with_parent,
     fraction,
     job_folder,
     non_negative_float,
@@ -127,6 +128,8 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
 def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
+    if mistakes is not None:
+        end_with_parent()
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
         if mistakes is None:
@@ -135,7 +138,7 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
         status = 0
     except SystemExit as end:  # saved, after a signal
         status = int(end.code or 0)
-    except (UserError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    except (UserError, OSError) as error:
         error = error if isinstance(error, UserError) else UserError(describe_os_error(error))
         if mistakes is not None:
             mistakes.put(str(error))
@@ -190,9 +193,11 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
     try:
         while not started.join(grace_period=5):
             pass
-    except torch.multiprocessing.ProcessExitedException as error:
-        if not mistakes.empty():
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+        if not mistakes.empty():  # what the others raise is its echo
             raise UserError(mistakes.get()) from error
+        if isinstance(error, torch.multiprocessing.ProcessRaisedException):
+            raise
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     return 0
 

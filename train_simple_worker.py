@@ -72,8 +72,6 @@ def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(locked(folder, "a training"))
-            for leftover in folder.glob(".*.part"):  # of a save that was killed
-                leftover.unlink(missing_ok=True)
         if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))

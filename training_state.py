@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import io
+import itertools
 import os
 import platform
 import shlex
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from checked_files import metrics_line, read_metrics, seal
 from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
-from pipeline_common import UserError, written_beside
+from pipeline_common import UserError, naming, written_beside
 
 LAST, BEST, METRICS = "last.pt", "best_model.pt", "metrics.jsonl"
 
@@ -154,9 +155,27 @@ def check_same_run(folder: str, saved: dict[str, object], now: dict[str, object]
 
 
 def start_anew(folder: Path) -> None:
-    """Remove the files of an earlier run, and only those."""
+    """Remove the files of an earlier run; what has one of their names and is not ours, or damaged, is set aside."""
     for path in [folder / LAST, folder / BEST, folder / METRICS, *folder.glob("checkpoint_epoch_*.pt")]:
-        path.unlink(missing_ok=True)
+        if not path.exists():
+            continue
+        if _is_ours(path):
+            path.unlink()
+            continue
+        beside = (path.with_name(f"{path.name}.kept_{number}") for number in itertools.count(1))
+        kept = next(other for other in beside if not other.exists())
+        path.rename(kept)
+        print(f"{path}: damaged or not this project's; kept as {kept.name}", flush=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Is it a checkpoint or a metrics.jsonl of this project, undamaged?"""
+    try:
+        if path.name == METRICS:
+            return "baselines" in read_metrics(path, 0)[0][0]
+        return bool(load_checkpoint(path))
+    except (UserError, OSError, ValueError, IndexError, TypeError):
+        return False
 
 
 class MetricsLog:
@@ -175,7 +194,7 @@ class MetricsLog:
             beside.write_text("".join(map(metrics_line, [{"baselines": baselines}, *kept])))
 
     def append(self, line: dict[str, object]) -> None:
-        with open(self.path, "a") as file:
+        with naming(self.path), open(self.path, "a") as file:
             file.write(metrics_line(line))
             file.flush()
             os.fsync(file.fileno())

@@ -84,11 +84,11 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
         wavs_read += 1
         return read(path)
 
-    class FirstStep(Exception):
+    class ArrivedError(Exception):
         pass
 
     def arrive(_trainer: object) -> None:
-        raise FirstStep
+        raise ArrivedError
 
     dataset_wav_pairs._read_pcm16 = counting
     train_simple_worker.Trainer.train_epoch = arrive
@@ -97,7 +97,7 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
         resume="never",
     )  # fmt: skip
     started = time.perf_counter()
-    with contextlib.suppress(FirstStep), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.suppress(ArrivedError), contextlib.redirect_stdout(io.StringIO()):
         train_simple_worker.train_worker(0, 1, config)
     return {"seconds": time.perf_counter() - started, "wavs_read": wavs_read}
 

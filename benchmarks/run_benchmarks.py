@@ -26,7 +26,6 @@ from benchmarks.measure import Row  # noqa: E402
 from frozen_encodec import load_frozen_encodec  # noqa: E402
 from pipeline_common import a_path, available_cores, run_script, written_beside  # noqa: E402
 
-
 SUBJECTS = ("codec", "training", "dataset", "scale")
 
 

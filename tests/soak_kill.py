@@ -1,188 +1,384 @@
-"""Kill trainings at random moments with kill -9, go on, and compare with one that was left alone.
+"""Kill every script that writes, at random moments, with kill -9; run it again; compare with a run left alone.
 
-    python tests/soak_kill.py                     # 20 runs, about 11 minutes on 2 cores
-    python tests/soak_kill.py --runs 100 --seed 7
+    python tests/soak_kill.py                              # 200 kills, about 15 minutes on 2 cores
+    python tests/soak_kill.py --kills 50 --seed 7 --only train
 
-Each run is killed one to three times: in the fill of the cache, in a step, or in a save; all of its
-processes at once, or one worker of three. It must end with exactly the weights, optimizer, metrics and
-best model of the undisturbed run. Exit status 1 if one does not.
+A chain kills one command several times in one folder: after a time drawn from the undisturbed run's, when the n-th
+file comes or goes, or in a write; the whole process group, only the launcher, or only one worker. After each kill all
+that has its final name must be as the undisturbed run left it. Then the command runs to its end, and the whole folder
+must be the undisturbed one's, byte for byte but for times, with nothing left over. Exit status 1 if it is not.
+
+The scripts run in processes forked from this one, which has imported them: a kill during imports would tell nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
+import importlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import torch
-
+os.environ["OMP_NUM_THREADS"] = "1"  # a fork does not take other threads along
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from pipeline_common import positive_int, whole_number  # noqa: E402
 
-EPOCHS = 8
-PROCESSES = (1, 3)  # with three and more, the order in which gradients are added matters too
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+
+from pipeline_common import positive_float, positive_int, run_script, whole_number  # noqa: E402
+
+SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
+SCRIPTS += ("generate_continuation",)
+CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
+PATIENCE_S = 300  # no command takes nearly as long
+END_S = 120  # nor does one that has lost a process
+MOST_KILLS_IN_A_CHAIN = 6
 
 
-class Training:
-    """One start of a training in a folder of its own, with its log."""
+class SoakError(Exception):
+    """What was not as it must be after a kill, or after the run that followed."""
 
-    def __init__(self, dataset: Path, folder: Path, processes: int):
-        self.folder, self.log = folder, folder / "log.txt"
-        folder.mkdir(exist_ok=True)
-        command = [
-            sys.executable, "train_simple_ddp.py", "--dataset_dir", dataset, "--cache_dir", folder / "cache",
-            "--checkpoint_dir", folder / "checkpoints", "--encodec_weights", "untrained", "--device", "cpu",
-            "--batch_size", "4", "--epochs", str(EPOCHS), "--num_processes", str(processes), "--checkpoint_every", "3",
+
+@dataclass(frozen=True)
+class Stage:
+    """One command that is killed, and its share of all kills. `arguments` are below the chain's folder."""
+
+    name: str
+    share: int
+    script: str
+    arguments: Callable[[Path], list[object]]
+
+
+def stages(base: Path) -> list[Stage]:
+    def create(workers: int) -> Callable[[Path], list[object]]:
+        return lambda folder: [
+            "--input_dir", base / "music", "--output_dir", folder, "--segment_duration", 1, "--max_pairs", 24,
+            "--val_pairs", 6, "--num_workers", workers,
         ]  # fmt: skip
-        self.log.write_text("")
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                [*map(str, command)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 120) -> bool:
-        """Wait for `condition`; False if the training ends before."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            if self.process.poll() is not None:
-                return False
-            if time.monotonic() > end:
-                self.kill()
-                raise AssertionError(f"{self.folder}: still waiting after {timeout_s} s\n{self.log.read_text()}")
-            time.sleep(0.001)
-        return True
+    def train(processes: int, *more: object) -> Callable[[Path], list[object]]:
+        return lambda folder: [
+            "--dataset_dir", base / "dataset", "--checkpoint_dir", folder / "checkpoints", "--batch_size", 4,
+            "--epochs", 5, "--checkpoint_every", 2, "--num_layers", 1, "--num_processes", processes, *CODEC,
+            "--cache_dir", *(more or [folder / "cache"]),
+        ]  # fmt: skip
 
-    def said(self, text: str) -> bool:
-        return text in self.log.read_text()
+    checkpoint = ("--checkpoint", base / "checkpoints" / "best_model.pt")
+    return [
+        Stage("create", 5, SCRIPTS[0], create(1)),
+        Stage("create, 2 workers", 2, SCRIPTS[0], create(2)),
+        Stage("fill", 4, SCRIPTS[1], lambda folder: ["--dataset_dir", base / "dataset", "--cache_dir", folder, *CODEC]),
+        Stage("train", 6, SCRIPTS[2], train(1, base / "cache")),
+        Stage("fill and train, 3 processes", 3, SCRIPTS[2], train(3)),
+        Stage("evaluate", 3, SCRIPTS[3], lambda folder: [
+            *checkpoint, "--dataset_dir", base / "dataset", "--output_dir", folder / "results",
+            "--cache_dir", folder / "cache", "--num_examples", 2, "--max_sound_pairs", 4, *CODEC,
+        ]),
+        Stage("generate", 2, SCRIPTS[4], lambda folder: [
+            base / "music" / "0.wav", base / "music" / "1.wav", *checkpoint, "--output_dir", folder, *CODEC,
+        ]),
+    ]  # fmt: skip
 
-    def workers(self) -> list[int]:
-        """Process ids of the launcher's children that train."""
+
+# ------------------------------------------------------------------ processes
+
+
+class Running:
+    """A script under way in a forked process that leads a group of its own, with its output in `log`."""
+
+    def __init__(self, script: str, arguments: list[object], log: Path):
+        self.log = log
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(script, [str(a) for a in arguments])
+        self.status: int | None = None
+
+    def _become(self, script: str, arguments: list[str]) -> None:
+        status = 1
+        try:
+            os.setsid()
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            faulthandler.register(signal.SIGUSR1)  # to see where it hangs, if it does
+            module = importlib.import_module(script)
+            sys.modules["__main__"] = module  # what processes spawned from here import
+            sys.argv = [f"{script}.py", *arguments]
+            run_script(module.main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def has_ended(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is not None
+
+    def members(self) -> list[int]:
+        """The processes of its group that are alive, itself first."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == self.process.pid and b"spawn_main" in (entry / "cmdline").read_bytes():
+                state, _parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self.pid and state not in "ZX":
                     found.append(int(entry.name))
+        return sorted(found)
+
+    def workers(self) -> list[int]:
+        """Those that do its work: not Python's own helper, which nothing survives."""
+        found = []
+        for member in self.members():
+            with contextlib.suppress(OSError):
+                if b"spawn_main" in Path(f"/proc/{member}/cmdline").read_bytes():
+                    found.append(member)
         return found
 
-    def kill(self, one_worker: random.Random | None = None) -> None:
-        """kill -9 everything, or one worker, whose end must then end the rest."""
-        victims = self.workers() if one_worker else []
-        if victims and one_worker:
-            os.kill(one_worker.choice(victims), signal.SIGKILL)
-            if self.process.wait(timeout=60) == 0:
-                raise AssertionError(f"{self.folder}: status 0 though a worker was killed")
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def wait(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
+        """Wait for `until`; False if the script ends before, or the time is over."""
+        end = time.monotonic() + timeout_s
+        while not until():
+            if self.has_ended() or time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def finish(self) -> None:
+        """Wait for its end, which must be a success."""
+        self.wait(lambda: False)
+        if not self.has_ended():
+            self.kill(self.members())
+            raise SoakError(f"still running after {PATIENCE_S} s\n{self.log.read_text()}")
+        if self.status != 0:
+            raise SoakError(f"exit status {self.status}\n{self.log.read_text()}")
+
+    def kill(self, victims: list[int]) -> None:
+        """kill -9 some of its processes: the rest must end by itself, and soon."""
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        end = time.monotonic() + END_S
+        while not self.has_ended() or self.members():
+            if time.monotonic() > end:
+                left = self.members()
+                if not self.has_ended():
+                    os.kill(self.pid, signal.SIGUSR1)
+                    time.sleep(1)
+                told = self.log.read_text()
+                self.kill(left)
+                raise SoakError(f"{left} still there {END_S} s after {victims} of {self.pid} were killed\n{told}")
+            time.sleep(0.002)
 
 
-def kill_once(training: Training, rng: random.Random) -> str:
-    """Kill a training at a random moment; says where, empty if it was finished before."""
-    checkpoints, cache = training.folder / "checkpoints", training.folder / "cache"
-    where = rng.choice(["fill", "step", "save"])
-    if where == "fill" and training.until(lambda: training.said("encoding") or training.said("epoch ")):
-        files = rng.randrange(16)
-        training.until(lambda: sum(1 for _ in cache.rglob("*.npy")) >= files)
-    elif where != "fill":
-        epoch = rng.randint(1, EPOCHS - 1)
-        training.until(lambda: any(training.said(f"epoch {e:3d}/") for e in range(epoch, EPOCHS)))
-        if where == "step":
-            time.sleep(rng.uniform(0, 0.2))
-        else:
-            training.until(lambda: any(checkpoints.glob(".*.part")))
-            time.sleep(rng.uniform(0, 0.01))
-    if training.process.poll() is not None:
+def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
+    """Kill a script at a random moment; says how, empty if it had ended before."""
+    how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
+    if how == "by time":
+        running.wait(lambda: False, rng.uniform(0, duration_s))
+    else:
+        before, changes = names(folder), rng.randint(1, most_changes)
+
+        def reached() -> bool:
+            nonlocal before, changes
+            now = names(folder)
+            changes -= len(now ^ before)
+            before = now
+            return changes <= 0 and (how == "at a change" or any(name.endswith(".part") for name in now))
+
+        # Not later than the undisturbed run took, so that what is aimed at but missed is a kill all the same.
+        if running.wait(reached, rng.uniform(0.4, 0.9) * duration_s) and how == "at a change":
+            time.sleep(rng.choice((0, rng.uniform(0, 0.02))))
+    if running.has_ended():
         return ""
-    one = rng.random() < 0.4 and bool(training.workers())
-    training.kill(rng if one else None)
-    return f"{where}{' (one worker)' if one else ''}"
+    members, workers = running.members(), running.workers()
+    if workers and rng.random() < 0.5:
+        how, members = (f"{how}, launcher only", members[:1]) if rng.random() < 0.5 else (
+            f"{how}, one worker", [rng.choice(workers)])  # fmt: skip
+    running.kill(members)
+    return how
 
 
-def finish(dataset: Path, folder: Path, processes: int) -> None:
-    training = Training(dataset, folder, processes)
-    if training.process.wait(timeout=300) != 0:
-        raise AssertionError(f"{folder}: status {training.process.returncode}\n{training.log.read_text()}")
+# ------------------------------------------------------------------ what they leave
+
+
+def files(folder: Path) -> Iterator[Path]:
+    for parent, folders, found in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(found))
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path) for path in files(folder)}
+
+
+def content(path: Path) -> object:
+    """A file's content but for how long the run took: bytes, or what a checkpoint or a JSON holds."""
+    if path.suffix == ".pt":
+        checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        del checkpoint["progress"]["seconds"]
+        return checkpoint
+    if path.name == "metrics.jsonl":
+        lines = map(json.loads, path.read_text().splitlines())
+        return [
+            {key: value for key, value in line.items() if key not in ("pairs_per_second", "crc32")} for line in lines
+        ]
+    if path.name == "results.json":
+        return json.loads(path.read_text()) | {"seconds": 0}
+    return path.read_bytes()
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """All that a run leaves, but for how long it took."""
-    checkpoints = folder / "checkpoints"
-    names = sorted(path.name for path in checkpoints.iterdir() if path.name != ".lock")
-    left: dict[str, object] = {"files": names}
-    for name in (name for name in names if name.endswith(".pt")):
-        content = torch.load(checkpoints / name, weights_only=True)
-        del content["config"], content["progress"]["seconds"]
-        left[name] = content
-    lines = map(json.loads, (checkpoints / "metrics.jsonl").read_text().splitlines())
-    left["metrics"] = [{k: v for k, v in line.items() if k not in ("pairs_per_second", "crc32")} for line in lines]
-    return left
+    """All that is in a folder."""
+    return {str(path.relative_to(folder)): content(path) for path in files(folder) if path.name != ".lock"}
 
 
 def difference(a: object, b: object, path: str = "") -> str:
     """Where two outcomes differ first, empty if nowhere: to the last bit, NaN equal to NaN."""
     if isinstance(a, list) and isinstance(b, list):
         a, b = dict(enumerate(a)), dict(enumerate(b))
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return f"{path}: missing {sorted(a.keys() - b.keys())}, too many {sorted(b.keys() - a.keys())}"
         return next((d for key in a if (d := difference(a[key], b[key], f"{path}/{key}"))), "")
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return "" if torch.equal(a, b) else path
+    if isinstance(a, bytes) and isinstance(b, bytes):
+        return "" if a == b else f"{path}: {len(a)} and {len(b)} bytes"
     return "" if a == b or (a != a and b != b) else f"{path}: {a!r} and {b!r}"
 
 
-def make_dataset(folder: Path) -> Path:
-    """24 pairs of 1 s from four tracks of noise: small enough to train in seconds."""
-    (folder / "music").mkdir()
+def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
+    """After a kill whatever has its final name is whole. Returns whether something was cut in the writing."""
+    cut = False
+    for path in files(folder):
+        name = str(path.relative_to(folder))
+        cut |= path.name.endswith(".part")
+        if name in expected and path.name != "metrics.jsonl":  # which may end in half a line
+            found = content(path)
+            # A checkpoint may be of an earlier epoch: that it can be read says that it is whole.
+            if path.suffix != ".pt" and (differs := difference(expected[name], found)):
+                raise SoakError(f"{name} after the kill{differs}")
+    return cut
+
+
+# ------------------------------------------------------------------ the soak
+
+
+def prepare(base: Path) -> None:
+    """Music, and for the later steps a dataset with its cache and checkpoints."""
+    (base / "music").mkdir()
     rng = np.random.default_rng(0)
-    for number in range(4):
-        noise = np.cumsum(rng.standard_normal(24000 * 7)) * 0.001
-        soundfile.write(folder / "music" / f"{number}.wav", np.sin(noise * 20).astype(np.float32) * 0.3, 24000)
-    command = ["create_dataset_pairs_wav.py", "--input_dir", folder / "music", "--output_dir", folder / "dataset",
-               "--segment_duration", "1", "--max_pairs", "24", "--val_pairs", "6", "--num_workers", "1"]  # fmt: skip
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return folder / "dataset"
+    for number, (rate, channels) in enumerate([(24000, 1), (44100, 2), (48000, 1), (24000, 2), (44100, 1)]):
+        steps = np.cumsum(rng.standard_normal((rate * 6 + 100, channels)), axis=0)
+        soundfile.write(base / "music" / f"{number}.wav", 0.3 * np.sin(steps * 0.02), rate)
+    by_name = {stage.name: stage for stage in stages(base)}
+    Running(SCRIPTS[0], by_name["create"].arguments(base / "dataset"), base / "log").finish()
+    arguments = by_name["train"].arguments(base)
+    Running(SCRIPTS[2], arguments, base / "log").finish()
+
+
+class Soak:
+    """All stages, each with the outcome of its undisturbed run."""
+
+    def __init__(self, base: Path, seed: int):
+        self.base, self.rng = base, random.Random(seed)
+        self.folder = base / "chain"  # always the same, as paths stand in what is written
+        self.undisturbed: dict[str, tuple[dict[str, object], float]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def start(self, stage: Stage) -> Running:
+        return Running(stage.script, stage.arguments(self.folder), self.base / "log")
+
+    def leave_alone(self, stage: Stage) -> None:
+        started = time.monotonic()
+        self.folder.mkdir()
+        self.start(stage).finish()
+        self.undisturbed[stage.name] = outcome(self.folder), time.monotonic() - started
+        shutil.rmtree(self.folder)
+        print(f"{stage.name}: {self.undisturbed[stage.name][1]:.1f} s undisturbed", flush=True)
+
+    def chain(self, stage: Stage, most: int) -> int:
+        """Kill a stage up to `most` times, let it end, compare; the number of kills."""
+        if stage.name not in self.undisturbed:
+            self.leave_alone(stage)
+        expected, duration_s = self.undisturbed[stage.name]
+        self.folder.mkdir()
+        kills: list[str] = []
+        try:
+            for _ in range(most):
+                how = kill_once(self.start(stage), self.folder, duration_s, 2 * len(expected), self.rng)
+                if not how:
+                    break
+                cut = check_what_is_there(self.folder, expected)
+                kills.append(how + ", in a write" * cut)
+                self.counts["in a write"] += cut
+            self.start(stage).finish()
+            if found := difference(expected, outcome(self.folder)):
+                raise SoakError(f"not as undisturbed: {found}")
+        except SoakError as failure:
+            self.counts["failures"] += 1
+            print(f"FAILED {stage.name}, killed {kills}: {failure}", flush=True)
+        else:
+            told = ", ".join(f"{n} x {how}" if n > 1 else how for how, n in Counter(kills).items())
+            print(f"{stage.name}: {len(kills)} kills ({told or 'it ended before'}); identical", flush=True)
+        self.counts[stage.name] += len(kills)
+        self.counts["kills"] += len(kills)
+        shutil.rmtree(self.folder)
+        return len(kills)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=positive_int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--kills", type=positive_int, default=200, help="(default: %(default)s)")
     parser.add_argument("--seed", type=whole_number, help="of the moments (default: drawn, and printed)")
+    parser.add_argument(
+        "--minutes", type=positive_float, default=60, help="begin no chain after these (default: %(default)s)"
+    )
+    parser.add_argument("--only", default="", help="only stages whose name has this in it")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.randrange(1_000_000)
-    rng = random.Random(seed)
     print(f"seed {seed}", flush=True)
-    bad = 0
+    started = time.monotonic()
+    for script in SCRIPTS:
+        importlib.import_module(script)
     with tempfile.TemporaryDirectory(prefix="soak_kill_") as name:
-        base = Path(name)
-        dataset = make_dataset(base)
-        expected = {}
-        for processes in PROCESSES:
-            finish(dataset, base / f"undisturbed_{processes}", processes)
-            expected[processes] = outcome(base / f"undisturbed_{processes}")
-        for run in range(1, args.runs + 1):
-            processes, folder = PROCESSES[run % len(PROCESSES)], base / f"run_{run}"
-            kills = [kill_once(Training(dataset, folder, processes), rng) for _ in range(rng.randint(1, 3))]
-            finish(dataset, folder, processes)
-            found = difference(expected[processes], outcome(folder))
-            bad += bool(found)
-            told = ", ".join(kill or "was finished" for kill in kills)
-            print(f"run {run}: {processes} processes, killed: {told}; {found or 'identical'}", flush=True)
-    print(f"{args.runs - bad} of {args.runs} runs ended exactly as the undisturbed one (seed {seed})")
-    return 1 if bad else 0
+        soak = Soak(Path(name), seed)
+        chosen = [stage for stage in stages(soak.base) if args.only in stage.name]
+        prepare(soak.base)
+        while soak.counts["kills"] < args.kills and time.monotonic() - started < 60 * args.minutes:
+            # The stage that is most behind its share.
+            stage = min(chosen, key=lambda stage: soak.counts[stage.name] / stage.share)
+            left = args.kills - soak.counts["kills"]
+            per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(1, args.kills * stage.share // 25))
+            if soak.chain(stage, per_chain) == 0:
+                soak.counts[stage.name] += 0.2  # it ended before: let the others have a turn
+    kills, failures = soak.counts["kills"], soak.counts["failures"]
+    print(
+        f"{kills} kills, {soak.counts['in a write']} of them in the writing of a file, {failures} failures, "
+        f"{time.monotonic() - started:.0f} s (seed {seed})"
+    )
+    return 1 if failures or kills < args.kills else 0
 
 
 if __name__ == "__main__":

@@ -2,17 +2,12 @@
 
 import itertools
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, noise, one_line_error, run_script, write_track
+from conftest import noise, one_line_error, run_script, write_track
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -207,25 +202,6 @@ def test_nothing_usable_is_an_error(tmp_path):
     result = run_script(SCRIPT, *args, status=1)
     assert "no usable pair" in result.stderr and "short.wav" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "d" / "metadata.txt").exists()
-
-
-def test_killed_at_any_moment_it_goes_on_and_ends_the_same(tmp_path, seed):
-    music = tmp_path / "m"
-    for track in range(6):
-        write_track(music / f"{track}.wav", 30, seed=track, rate=44100, channels=2)
-    create(music, tmp_path / "undisturbed")
-    command = [sys.executable, ROOT / SCRIPT, "--input_dir", music, "--output_dir", tmp_path / "d"]
-    command += ["--segment_duration", "1", "--num_workers", "2"]
-    random.seed(seed)
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(1.0, 3.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for wav in (tmp_path / "d").glob("*/pair_*.wav"):  # whatever has its final name is complete
-            assert soundfile.info(wav).frames == 24000
-    create(music, tmp_path / "d")
-    assert contents(tmp_path / "d") == contents(tmp_path / "undisturbed")
 
 
 def test_metadata_that_was_changed_is_noticed(tmp_path, small_dataset):

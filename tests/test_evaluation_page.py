@@ -81,6 +81,14 @@ def results(trained):
     return json.loads((trained / "out/results.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_results_from_elsewhere_are_not_replaced(trained, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=f"{name}: is not from this script"):
+        run(monkeypatch, trained, "--output_dir", tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"mine": 1}']
+
+
 def test_numbers_are_those_of_the_training(trained, results):
     checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
     rows = results["rows"]

@@ -1,13 +1,18 @@
 """The continuation: three files, a seam without a click, and errors before any work."""
 
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import SHARED_MUSIC, checkpoint_of, one_line_error, run_script, write_track
 
+import generate_continuation
 from generate_continuation import continue_embeddings, decode_joined
 from model_simple_transformer import SimpleTransformer
+from pipeline_common import UserError
 from training_state import save_checkpoint
 
 SCRIPT = "generate_continuation.py"
@@ -67,6 +72,20 @@ def test_each_segment_is_predicted_from_the_one_before():
     long = continue_embeddings(model, context, 3)
     assert long.shape == (2, 128, 90)
     assert torch.equal(long[:, :, 60:], continue_embeddings(model, long[:, :, 30:60], 1))
+
+
+def test_its_own_files_are_replaced_and_others_are_not(tmp_path, checkpoint, monkeypatch):
+    song = write_track(tmp_path / "song.wav", 2.5, seed=1)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, str(song), "--checkpoint", str(checkpoint), *UNTRAINED])
+    monkeypatch.chdir(tmp_path)
+    assert generate_continuation.main() == generate_continuation.main() == 0
+    for name in ("song_joined.wav", "song_context.wav"):
+        (own := tmp_path / "continuations" / name).unlink()
+        shutil.copy(song, own)
+        with pytest.raises(UserError, match=f"{name}: is not from this script"):
+            generate_continuation.main()
+        assert own.read_bytes() == song.read_bytes()
+        own.unlink()
 
 
 def test_longer_and_quantized(tmp_path, checkpoint):

@@ -1,0 +1,88 @@
+"""Two runs at once in one folder: both succeed, or the second says who holds it; what they leave is right."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from soak_kill import difference, outcome
+from test_create_dataset import contents
+
+import evaluate_continuation
+from pipeline_common import UserError, locked
+
+CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
+
+
+def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]:
+    """Run commands side by side."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    told = [process.communicate(timeout=300) for process in started]
+    ended = zip(started, told, strict=True)
+    return [subprocess.CompletedProcess(process.pid, process.returncode, *texts) for process, texts in ended]
+
+
+def test_two_dataset_creations_into_one_folder(tmp_path, small_music, small_dataset):
+    command = ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path / "d")
+    command += ("--segment_duration", 1, "--max_pairs", 22, "--val_pairs", 3, "--num_workers", 1)
+    first, second = ended = together(command, command)
+    assert sorted(run.returncode for run in ended)[0] == 0
+    for run, other in ((first, second), (second, first)):
+        if run.returncode:
+            assert run.stderr.count("\n") == 1 and f"in use by dataset creation, process {other.args} on" in run.stderr
+    assert contents(tmp_path / "d") == contents(small_dataset)
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"train", "val", "metadata.txt", ".lock"}
+
+
+def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
+    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *CODEC)
+    command += ("--num_layers", 1, "--epochs", 1, "--checkpoint_dir")
+    ended = together(*((*command, tmp_path / name) for name in "ab"))
+    assert [(run.returncode, run.stderr) for run in ended] == [(0, ended[0].stderr)] * 2
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in "ab")
+    assert not difference(a, b)
+    filled = tmp_path / "cache" / codec.fingerprint
+    known = small_dataset / ".embedding_cache" / codec.fingerprint
+    assert set(os.listdir(filled)) == set(os.listdir(known))
+    for path in known.iterdir():
+        np.testing.assert_allclose(np.load(filled / path.name), np.load(path), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, "--epochs", 1, *CODEC)
+    run_script("train_simple_ddp.py", *command)
+    return folder / "best_model.pt"
+
+
+def test_two_generations_into_one_folder(tmp_path, small_music, checkpoint):
+    songs = [small_music / "track_0.wav", small_music / "track_1.wav"]
+    command = ("generate_continuation.py", "--checkpoint", checkpoint, *CODEC, "--output_dir")
+    one, other, alone = together(
+        (*command, tmp_path / "both", *songs),
+        (*command, tmp_path / "both", *songs[::-1]),
+        (*command, tmp_path / "alone", *songs),
+    )
+    assert one.returncode == other.returncode == alone.returncode == 0
+    assert not difference(outcome(tmp_path / "alone"), outcome(tmp_path / "both"))
+
+
+def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, checkpoint, monkeypatch):
+    command = ["evaluate_continuation.py", "--checkpoint", checkpoint, "--dataset_dir", small_dataset, *CODEC]
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--output_dir", str(tmp_path)])
+    with (
+        locked(tmp_path, "an evaluation"),
+        pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation, process {os.getpid()} on "),
+    ):
+        evaluate_continuation.main()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
