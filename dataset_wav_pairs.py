@@ -4,8 +4,9 @@
 
 The document encodes on the fly; so does this, and keeps what it has encoded. The codec is frozen, so
 a segment's embedding never changes: it is stored in `.embedding_cache/FINGERPRINT/HASH.npy`, named by
-the codec's weights and by the segment's audio. Neighbouring pairs share segments, hence files. There
-is no index to go stale: changed audio has another name, and any number of processes may fill one cache.
+the codec's weights and by the segment's audio. Neighbouring pairs share segments, hence files. Changed
+audio has another name, and any number of processes may fill one cache. Beside it lies a note of which WAV held
+what, so that a start on a known dataset reads no audio.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import hashlib
+import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from checked_files import EmbeddingCache
+from checked_files import EmbeddingCache, KnownAudio
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from pipeline_common import UserError, a_path, check_output_folder, pick_device, remove_leftovers, run_script
 
@@ -58,13 +60,16 @@ class WavPairsDataset(Dataset):
     ):
         self.split_dir, self.codec = Path(split_dir), codec
         self.pairs = find_pairs(self.split_dir)
-        self.num_samples = _check_headers(self.paths, codec.sample_rate)
-        self.cache = None
+        self.cache = known = None
+        folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
         if use_cache:
-            folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
+            name = hashlib.sha256(os.fsencode(self.split_dir.absolute())).hexdigest()[:8]
+            known = folder / f"known_audio_{self.split_dir.name}_{name}"
+        self.known = KnownAudio(known)
+        self.num_samples = self._check_headers()
+        if use_cache:
             self.cache = EmbeddingCache(folder / codec.fingerprint, (codec.embedding_dim, self.num_frames))
             self.cache.folder.mkdir(parents=True, exist_ok=True)
-        self._keys: dict[tuple[int, ...], str] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -74,9 +79,16 @@ class WavPairsDataset(Dataset):
         return self.embedding(first), self.embedding(second)
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> Iterator[Path]:
         """All WAVs: input, output, input, output, ..."""
-        return [path for pair in self.pairs for path in pair]
+        return itertools.chain.from_iterable(self.pairs)
+
+    def all_keys(self) -> Iterator[str]:
+        """`key` of each of `paths`."""
+        paths = self.paths
+        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+            while some := list(itertools.islice(paths, 1024)):  # the pool would take all of them in at once
+                yield from pool.map(self.key, some)
 
     @property
     def num_frames(self) -> int:
@@ -85,7 +97,7 @@ class WavPairsDataset(Dataset):
 
     def name(self, index: int) -> str:
         """The pair's name, as in metadata.txt: pair_0000."""
-        return self.pairs[index][0].name.removesuffix("_input.wav")
+        return self.pairs.names[index]
 
     def embedding(self, path: Path) -> torch.Tensor:
         """The embedding of one WAV, float32 [128, frames]: from the cache, else encoded and kept."""
@@ -124,11 +136,23 @@ class WavPairsDataset(Dataset):
 
     def key(self, path: Path) -> str:
         """The hash of a WAV's samples, taken again whenever the file has changed."""
-        about = os.stat(path)
-        identity = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
-        if identity not in self._keys:
-            self._keys[identity] = hashlib.sha256(_read_pcm16(path).tobytes()).hexdigest()[:32]
-        return self._keys[identity]
+
+        def read() -> tuple[int, str]:
+            samples = _read_pcm16(path)
+            return len(samples), hashlib.sha256(samples.tobytes()).hexdigest()[:32]
+
+        return (self.known.look_up(path) or self.known.learn(path, read))[1]
+
+    def _check_headers(self) -> int:
+        """Check rate, channels and length of every WAV that is not known; return the samples in each."""
+        expected = None
+        for path in self.paths:
+            known = self.known.look_up(path)
+            samples = known[0] if known else _read_header(path, self.codec.sample_rate)
+            expected = expected or samples
+            if samples != expected or samples == 0:
+                raise UserError(f"{path}: {samples} samples, the others have {expected}; create the dataset again")
+        return expected
 
 
 class PairEmbeddings:
@@ -144,17 +168,18 @@ class PairEmbeddings:
         self.table = None
         if dataset.cache is None:
             return
-        keys = [dataset.key(path) for path in dataset.paths]
-        rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-        self.rows = torch.tensor([rows[key] for key in keys]).view(-1, 2)
+        rows: dict[str, int] = {}
+        numbers = [rows.setdefault(key, len(rows)) for key in dataset.all_keys()]
+        self.rows = torch.tensor(numbers).view(-1, 2)
         size = len(rows) * 4 * dataset.codec.embedding_dim * dataset.num_frames
         place = next((d for d in (device, torch.device("cpu")) if size < _free_memory(d, processes_on_node) / 2), None)
         if place is None:
             return
-        first_path = dict(zip(reversed(keys), reversed(dataset.paths), strict=True))
+        _, first = np.unique(numbers, return_index=True)
+        paths = [dataset.pairs[i // 2][i % 2] for i in first]
         self.table = torch.empty(len(rows), dataset.codec.embedding_dim, dataset.num_frames, device=place)
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            for row, embedding in enumerate(pool.map(dataset.embedding, [first_path[key] for key in rows])):
+            for row, embedding in enumerate(pool.map(dataset.embedding, paths)):
                 self.table[row] = embedding
         self.rows = self.rows.to(place)
 
@@ -205,33 +230,28 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
     must call this. The returned hash covers names, audio and codec: it is the same exactly when training
     would see the same numbers in the same order.
     """
-    wavs = [(dataset, path) for dataset in datasets for path in dataset.paths]
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        keys = list(pool.map(lambda wav: wav[0].key(wav[1]), wavs))
-    if datasets[0].cache is not None:
+    cache = datasets[0].cache
+    if cache is not None and rank == 0:
+        remove_leftovers(cache.folder)
+    present = cache.present() if cache is not None else set()
+    identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
+    missing: dict[str, tuple[int, Path]] = {}
+    for number, dataset in enumerate(datasets):
+        for path, key in zip(dataset.paths, dataset.all_keys(), strict=True):
+            identity.update(f"\n{path.parent.name}/{path.name} {key}".encode())
+            if key not in present:
+                missing.setdefault(key, (number, path))
         if rank == 0:
-            remove_leftovers(datasets[0].cache.folder)
-        first = dict(zip(reversed(keys), reversed(wavs), strict=True))
+            dataset.known.save()
+    if cache is not None:
         # The first process decides what is missing, as the others may look while one already writes.
-        missing = [_missing(datasets[0].cache, first.keys()) if rank == 0 else []]
+        chosen = [[wav for _, wav in sorted(missing.items())]]
         if world_size > 1:
-            dist.broadcast_object_list(missing)
-        _encode_missing([first[key] for key in missing[0]], rank, world_size)
+            dist.broadcast_object_list(chosen)
+        _encode_missing([(datasets[number], path) for number, path in chosen[0]], rank, world_size)
         if world_size > 1:
             dist.barrier()
-    identity = [(path.parent.name, path.name, key) for key, (_, path) in zip(keys, wavs, strict=True)]
-    return hashlib.sha256(repr((datasets[0].codec.fingerprint, identity)).encode()).hexdigest()[:16]
-
-
-def _missing(cache: EmbeddingCache, keys: Set[str]) -> list[str]:
-    """Those of `keys` without a sound entry in the cache; how many have a damaged one is said."""
-    present = sorted(cache.present() & keys)
-    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-        sound = list(pool.map(lambda key: cache.read(key) is not None, present))
-    damaged = {key for key, is_sound in zip(present, sound, strict=True) if not is_sound}
-    if damaged:
-        print(f"{cache.folder}: {len(damaged)} of {len(present)} embeddings are damaged, encoded again", flush=True)
-    return sorted(keys - set(present) | damaged)
+    return identity.hexdigest()[:16]
 
 
 def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, world_size: int) -> None:
@@ -264,47 +284,59 @@ def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, worl
     bar.close()
 
 
-def find_pairs(split_dir: Path) -> list[tuple[Path, Path]]:
+class PairPaths(Sequence):
+    """(input WAV, output WAV) of each pair; made when asked for, as 200,000 pairs of paths fill 200 MB."""
+
+    def __init__(self, folder: Path, names: list[str]):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Path, Path]:
+        name = self.names[index]
+        return self.folder / f"{name}_input.wav", self.folder / f"{name}_output.wav"
+
+
+def find_pairs(split_dir: Path) -> PairPaths:
+    """The pairs of a split in the order of their names.
+
+    Raises UserError if there is no such folder, no pair in it, or half of one.
+    """
     if not split_dir.is_dir():
         raise UserError(f"{split_dir}: no such folder; create the dataset first (create_dataset_pairs_wav.py)")
-    names = {entry.name for entry in os.scandir(split_dir)}
-    stems = sorted(
-        {
-            name.rsplit("_", 1)[0]
-            for name in names
-            if name.startswith("pair_") and name.endswith(("_input.wav", "_output.wav"))
-        }
-    )
-    if not stems:
+    found: dict[str, set[str]] = {"input": set(), "output": set()}
+    for entry in os.scandir(split_dir):
+        name, _, role = entry.name.removesuffix(".wav").rpartition("_")
+        if entry.name.endswith(".wav") and name.startswith("pair_") and role in found:
+            found[role].add(name)
+    if halves := found["input"] ^ found["output"]:
+        name = min(halves)
+        other = "output" if name in found["input"] else "input"
+        raise UserError(
+            f"{split_dir / name}_{other}.wav: missing, though the other half of its pair is there; "
+            "create the dataset again"
+        )
+    if not found["input"]:
         raise UserError(
             f"{split_dir}: holds no pairs; create the dataset first (create_dataset_pairs_wav.py), "
             "with more music if this is val/"
         )
-    for name in (f"{stem}_{role}.wav" for stem in stems for role in ("input", "output")):
-        if name not in names:
-            raise UserError(
-                f"{split_dir / name}: missing, though the other half of its pair is there; create the dataset again"
-            )
-    return [(split_dir / f"{stem}_input.wav", split_dir / f"{stem}_output.wav") for stem in stems]
+    return PairPaths(split_dir, sorted(found["input"]))
 
 
-def _check_headers(paths: Iterable[Path], sample_rate: int) -> int:
-    """Check rate, channels and length of every WAV; return the samples in each."""
-    expected = None
-    for path in paths:
-        try:
-            info = soundfile.info(os.fsencode(path))
-        except soundfile.SoundFileError as error:
-            raise UserError(f"{path}: not a readable WAV; create the dataset again") from error
-        if (info.samplerate, info.channels) != (sample_rate, 1):
-            raise UserError(
-                f"{path}: {info.samplerate} Hz with {info.channels} channels, must be {sample_rate} Hz mono; "
-                "create the dataset again"
-            )
-        expected = expected or info.frames
-        if info.frames != expected or info.frames == 0:
-            raise UserError(f"{path}: {info.frames} samples, the others have {expected}; create the dataset again")
-    return expected
+def _read_header(path: Path, sample_rate: int) -> int:
+    """The samples of a WAV; UserError if it is not mono at `sample_rate`."""
+    try:
+        info = soundfile.info(os.fsencode(path))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path}: not a readable WAV; create the dataset again") from error
+    if (info.samplerate, info.channels) != (sample_rate, 1):
+        raise UserError(
+            f"{path}: {info.samplerate} Hz with {info.channels} channels, must be {sample_rate} Hz mono; "
+            "create the dataset again"
+        )
+    return info.frames
 
 
 def _read_pcm16(path: Path) -> np.ndarray:

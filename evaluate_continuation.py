@@ -76,7 +76,7 @@ def read_pairs(dataset_dir: Path) -> tuple[list[PairRow], set[str]]:
     """What metadata.txt says of the pairs in val/, in their order, and the tracks that train/ has as well."""
     listed = read_metadata(dataset_dir / METADATA_NAME).pairs
     rows = {row.name: row for row in listed if row.split == "val"}
-    names = [first.name.removesuffix("_input.wav") for first, _ in find_pairs(dataset_dir / "val")]
+    names = find_pairs(dataset_dir / "val").names
     for name in names:
         if name not in rows:
             raise UserError(

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import noise, one_line_error, write_track
 from torch.utils.data import DataLoader
 
+import dataset_wav_pairs
 from dataset_wav_pairs import EmbeddingCache, PairEmbeddings, WavPairsDataset, prepare_cache
 from pipeline_common import UserError
 
@@ -117,6 +119,36 @@ def test_only_the_audio_names_a_segment(copy, counted):
     shutil.move(copy, copy.parent / "moved")
     prepare_cache([WavPairsDataset(copy.parent / "moved" / "train", counted)])
     assert counted.sizes == []
+
+
+def test_a_known_dataset_is_not_read_again(copy, counted, monkeypatch):
+    """Nor are files believed whose dates are too new to tell of another change."""
+    read, wavs = dataset_wav_pairs._read_pcm16, []
+    monkeypatch.setattr("dataset_wav_pairs._read_pcm16", lambda path: wavs.append(path.name) or read(path))
+    clock = time.time_ns
+
+    def start(seconds_later: float) -> set[str]:
+        monkeypatch.setattr("time.time_ns", lambda: clock() + round(seconds_later * 1e9))
+        wavs.clear()
+        prepare_cache([WavPairsDataset(copy / "train", counted)])
+        return set(wavs)
+
+    assert len(start(0)) == 38 == len(start(0)), "all of these are seconds old"
+    assert len(start(10)) == 38, "and nothing was kept of them"
+    assert start(10) == set()
+    soundfile.write(copy / "train" / "pair_0003_output.wav", noise(np.random.default_rng(99), 24000), 24000)
+    assert start(10) == {"pair_0003_output.wav"} and start(10) == set()
+    (kept,) = (copy / ".embedding_cache").glob("known_audio_train_*")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    assert len(start(10)) == 38 and start(10) == set()
+    before, path = WavPairsDataset(copy / "train", counted)[5][0], copy / "train" / "pair_0005_input.wav"
+    dates = path.stat()
+    with open(path, "r+b") as wav:  # the same size and, by force, the same date
+        wav.seek(-2000, os.SEEK_END)
+        wav.write(bytes(1000))
+    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert start(10) == {"pair_0005_input.wav"}
+    assert not torch.equal(WavPairsDataset(copy / "train", counted)[5][0], before)
 
 
 def test_damage_in_the_cache_is_noticed_and_mended(copy, counted, capsys, rng):
