@@ -105,10 +105,11 @@ def read_last(config: TrainConfig) -> dict | None:
     try:
         return load_checkpoint(folder / LAST)
     except UserError as error:
-        what = f"{error}".split(";")[0] if (folder / LAST).exists() else f"{folder / LAST}: missing"
+        what = "damaged, or no checkpoint of this project" if (folder / LAST).exists() else "missing"
         whole = [(found["epoch"], path) for path in others if (found := _load_whole(path))]
         offer = f"copy {max(whole)[1]} over it to go on from there, or " if whole else ""
-        raise UserError(f"{what}; {offer}choose another --checkpoint_dir, or --resume never to start anew") from error
+        ways = f"{offer}choose another --checkpoint_dir, or --resume never to start anew"
+        raise UserError(f"{folder / LAST}: {what}; {ways}") from error
 
 
 def _load_whole(path: Path) -> dict | None:
