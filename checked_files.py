@@ -78,9 +78,9 @@ def load_tensors(content: bytes, device: str | torch.device) -> object:
 class EmbeddingCache:
     """Embeddings on disk, one checked file for each distinct segment.
 
-    A file is a plain .npy (float32, `shape`) with the CRC-32 of all before it appended, which numpy ignores. All of
-    its bytes but the numbers are known beforehand: a file that is not exactly so, or holds a number that is not
-    finite, counts as missing.
+    A file is a plain .npy (float32, `shape`) with the CRC-32 of its key and all before it appended, which numpy
+    ignores. All of its bytes but the numbers are known beforehand: a file that is not exactly so, or holds a number
+    that is not finite, counts as missing.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
@@ -100,7 +100,7 @@ class EmbeddingCache:
             return None
         start, count = len(self._header), math.prod(self.shape)
         whole = len(content) == start + 4 * count + 4 and content.startswith(self._header)
-        if whole and _crc32(content[:-4]) == content[-4:]:
+        if whole and _crc32(key, memoryview(content)[:-4]) == content[-4:]:
             embedding = np.frombuffer(content, "<f4", count, start).reshape(self.shape)
             if np.isfinite(embedding).all():
                 return embedding.copy()
@@ -110,7 +110,7 @@ class EmbeddingCache:
     def write(self, key: str, embedding: np.ndarray) -> None:
         body = self._header + np.ascontiguousarray(embedding, "<f4").tobytes()
         with written_beside(self.path(key)) as beside:
-            beside.write_bytes(body + _crc32(body))
+            beside.write_bytes(body + _crc32(key, body))
 
     def present(self) -> set[str]:
         return {entry.name.removesuffix(".npy") for entry in os.scandir(self.folder) if entry.name.endswith(".npy")}
@@ -171,8 +171,8 @@ class KnownAudio:
         return about.st_ino, about.st_size, about.st_ctime_ns, about.st_mtime_ns
 
 
-def _crc32(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(4, "little")
+def _crc32(key: str, content: bytes) -> bytes:
+    return zlib.crc32(content, zlib.crc32(key.encode())).to_bytes(4, "little")
 
 
 # ------------------------------------------------------------------ metrics.jsonl

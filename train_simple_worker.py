@@ -39,6 +39,7 @@ from training_state import (
     epoch_chunks,
     evaluation_command,
     leave_group,
+    mean_and_variance,
     mix_seed,
     read_last,
     restore_state,
@@ -241,8 +242,8 @@ class Trainer:
         for chunk, (inputs, targets) in zip(chunks, self.val_data.batches(chunks), strict=True):
             with self.autocast():
                 predictions = (predict or self.model)(inputs)
-            parts = [(predictions - targets).square().sum(), predictions.std(dim=2).sum(), targets.std(dim=2).sum()]
-            sums += torch.stack(parts).cpu().double()
+            deviations = [mean_and_variance(x)[1].sqrt().sum() for x in (predictions, targets)]
+            sums += torch.stack([(predictions - targets).square().sum(), *deviations]).cpu().double()
             bad += [] if sums[0].isfinite() or bad else [self.val_data.dataset.name(i) for i in chunk]
         error, predicted, true = self.sum_over_processes(sums.tolist())
         if not math.isfinite(error):  # the same on every process
@@ -372,9 +373,9 @@ class Trainer:
         mine = range(self.rank, len(self.train_data.dataset), self.world_size)
         sums = torch.zeros(2, self.codec.embedding_dim, dtype=torch.float64)
         for inputs, targets in self.train_data.batches(self.in_batches(mine)):
-            both = torch.cat([inputs, targets])
-            variance, mean = (t.cpu().double() for t in torch.var_mean(both, dim=(0, 2), correction=0))
-            sums += torch.stack([mean, variance + mean.square()]) * both.shape[0]
+            for embeddings in (inputs, targets):
+                mean, variance = (t.cpu().double() for t in mean_and_variance(embeddings))
+                sums += torch.stack([mean, variance + mean.square()]).sum(dim=1)
         sums = torch.tensor(self.sum_over_processes(sums.flatten().tolist()), dtype=torch.float64).view(2, -1)
         mean, mean_square = sums / (2 * len(self.train_data.dataset))
         std = (mean_square - mean.square()).clamp_min(0).sqrt()

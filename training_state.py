@@ -222,6 +222,12 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def mean_and_variance(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Over time: [B, C, T] -> [B, C] each. torch.var_mean takes nine times as long on a CPU."""
+    mean = embeddings.mean(dim=2)
+    return mean, (embeddings - mean.unsqueeze(2)).square_().mean(dim=2)
+
+
 def choose_precision(precision: str, device: torch.device) -> str:
     """fp32 or bf16: `auto` is bf16 on GPUs that compute it, fp32 elsewhere."""
     if precision != "auto":

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402 (torch.optim imports it when first used)
 
 import dataset_wav_pairs  # noqa: E402
 import train_simple_worker  # noqa: E402
@@ -117,7 +118,7 @@ def run(work_dir: Path) -> list[Row]:
     codec = load_frozen_encodec("untrained")
     splits = [dataset_wav_pairs.WavPairsDataset(datasets[SIZES[0]] / s, codec, cache) for s in ("train", "val")]
     rng = torch.Generator().manual_seed(0)
-    for key in {split.key(position) for split in splits for position in range(2 * len(split))}:
+    for key in {key for split in splits for key in split.all_keys()}:
         splits[0].cache.write(key, torch.randn(codec.embedding_dim, splits[0].num_frames, generator=rng).numpy())
 
     first, second = (in_own_process("measure_start", datasets[SIZES[0]], cache) for _ in range(2))

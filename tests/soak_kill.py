@@ -31,7 +31,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a fork does not take other threads along
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -355,16 +354,18 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=positive_float, default=60, help="begin no chain after these (default: %(default)s)"
     )
-    parser.add_argument("--only", default="", help="only stages whose name has this in it")
+    parser.add_argument("--only", choices=[stage.name for stage in stages(Path())], help="kill only this")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.randrange(1_000_000)
     print(f"seed {seed}", flush=True)
     started = time.monotonic()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that are spawned
+    torch.set_num_threads(1)  # a fork does not take other threads along
     for script in SCRIPTS:
         importlib.import_module(script)
     with tempfile.TemporaryDirectory(prefix="soak_kill_") as name:
         soak = Soak(Path(name), seed)
-        chosen = [stage for stage in stages(soak.base) if args.only in stage.name]
+        chosen = [stage for stage in stages(soak.base) if args.only in (None, stage.name)]
         prepare(soak.base)
         while soak.counts["kills"] < args.kills and time.monotonic() - started < 60 * args.minutes:
             # The stage that is most behind its share.

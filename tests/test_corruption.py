@@ -124,6 +124,8 @@ def test_no_byte_of_a_cache_entry_can_change_without_a_word(small_dataset, tmp_p
     for how, content in damaged(whole, rng, [*range(128), *some_positions(len(whole), rng, 100)]):
         cache.path("a").write_bytes(content)
         assert cache.read("a") is None, how
+    cache.path("b").write_bytes(whole)
+    assert cache.read("b") is None, "the entry of another segment"
 
 
 # ------------------------------------------------------------------ metrics.jsonl

@@ -254,7 +254,7 @@ def test_a_crafted_cache_entry_is_no_more_than_missing(tmp_path, bounded_memory)
         np.save(file, array, allow_pickle=True)
         bodies[name] = file.getvalue()
     for name, body in bodies.items():
-        cache.path(name).write_bytes(body + zlib.crc32(body).to_bytes(4, "little"))
+        cache.path(name).write_bytes(body + zlib.crc32(body, zlib.crc32(name.encode())).to_bytes(4, "little"))
         assert cache.read(name) is None, name
     cache.write("good", np.zeros((128, 75)))
     assert cache.read("good") is not None and not (tmp_path / "pwned").exists()
