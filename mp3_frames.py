@@ -72,6 +72,8 @@ def walk_frames(path: str | os.PathLike) -> Mp3Frames:
             problem = "its last frame is cut off"
         elif (follows := _find_frame(file, at, first.stream)) is not None:
             problem = f"{follows - at} bytes in its middle, from byte {at}, are no MP3"
+        elif frame:
+            problem = "goes on in another format"
         elif promised is not None and samples > promised:
             samples, problem = promised, "goes on behind the end that its header gives"
         return Mp3Frames(samples, promised, problem)

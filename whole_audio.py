@@ -85,7 +85,7 @@ def _ogg_problem(path: str | os.PathLike, audio: AudioFile) -> str:
         file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 17)))  # a page has at most 65,307 bytes
         tail = file.read()
     last = tail[tail.rfind(b"OggS") :]
-    if not last[5] & 4:
+    if len(last) < 18 or not last[5] & 4:
         return "cut off: its last page is missing"
     if last[14:18] != first[14:18]:
         return "its second stream is left out"

@@ -46,11 +46,11 @@ def add(name: str, maker: Callable[..., None], *args: object, **kwargs: object) 
     ZOO[name] = lambda path: maker(path, *args, **kwargs)
 
 
-def encoded(seconds: float = SECONDS, *, end: str = "", **kwargs: object) -> bytes:
+def encoded(seconds: float = SECONDS, *, end: str = "", rate: int = 24000, **kwargs: object) -> bytes:
     """The bytes of the song in a format that soundfile writes."""
     path = Path(os.environ.get("TMPDIR", "/tmp"), f"bad_audio_{os.getpid()}{end}")
     try:
-        write(path, song(seconds), **kwargs)
+        write(path, song(seconds, rate), rate, **kwargs)
         return path.read_bytes()
     finally:
         path.unlink(missing_ok=True)
@@ -166,7 +166,7 @@ add("chained.ogg", put(lambda: encoded(end=".ogg") + encoded(end=".ogg")))
 def mp3_frames(whole: bytes) -> list[bytes]:
     """The frames of an MPEG 2 layer 3 stream of 24 kHz, as soundfile writes it; the first is the header frame."""
     frames, position = [], 0
-    while position < len(whole):
+    while position + 4 <= len(whole):
         head = whole[position : position + 4]
         assert head[:2] == b"\xff\xf3" and head[2] >> 2 & 3 == 1, f"no frame of 24 kHz at {position}"
         kbps = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)[(head[2] >> 4) - 1]
@@ -201,6 +201,9 @@ add("tag between frames.mp3", mp3(lambda frames: [*frames[1:150], ID3V1, *frames
 add("flipped header.mp3", mp3(lambda frames: [*frames[:150], b"\xff\x00" + frames[150][2:], *frames[151:]]))
 add("frames missing.mp3", mp3(lambda frames: frames[:120] + frames[150:]))
 add("two in one.mp3", mp3(lambda frames: frames + frames))
+add("one frame.mp3", mp3(lambda frames: frames[1:2]))
+add("free format.mp3", mp3(lambda frames: [f[:2] + bytes([f[2] & 0x0F]) + f[3:] for f in frames[1:]]))
+add("goes on at 44100.mp3", mp3(lambda frames: [*frames, encoded(end=".mp3", rate=44100)]))
 add("junk at its end.mp3", mp3(lambda frames: [*frames, bytes(5000), NOISE]))
 
 # ------------------------------------------------------------------ crafted headers
