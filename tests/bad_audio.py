@@ -160,6 +160,7 @@ add("first page damaged.ogg", changed(0.3, 1, b"\x77", 11))
 add("flipped.opus", changed(0.6, 1, b"\x77", **OPUS))
 add("hole.ogg", changed(0.5, 3000, b"", 30))
 add("zeros inside.opus", changed(0.5, 3000, bytes(3000), 15, **OPUS))
+add("junk at its end.ogg", put(lambda: encoded(end=".ogg") + bytes(200_000)))
 add("chained.ogg", put(lambda: encoded(end=".ogg") + encoded(end=".ogg")))
 
 

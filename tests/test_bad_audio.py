@@ -85,6 +85,7 @@ TABLE = {
     "flipped.flac": Used("012", says="flac decoder"),
     "first page damaged.ogg": Used("0123456", error=0.01, delay=None, says="missing at its start or end"),
     **dict.fromkeys(("flipped.ogg", "hole.ogg", "flipped.opus", "zeros inside.opus"), Skipped("damaged: only")),
+    "junk at its end.ogg": Used(error=0.01, says=CUT),  # or so it seems: nothing but the last page could tell
     "chained.ogg": Used(error=0.01, says="second stream is left out"),
     # MP3
     **dict.fromkeys(("tags.mp3", "junk at its end.mp3"), Used("012345", error=0.01)),
@@ -177,11 +178,10 @@ def test_all_of_them_in_one_folder(tmp_path):
     assert used.isdisjoint(skipped) and used | set(skipped) == set(sources.values())
     assert metadata.settings["skipped_files"] == str(len(skipped))
     assert "a folder.wav/inside.wav" in used and "Traceback" not in result.stderr
-    said = result.stderr.splitlines()
     for name, shown in sources.items():
         expected = TABLE.get(name, Used())
         if shown in skipped:
-            assert f"skipped {shown}: {skipped[shown]}" in said
+            assert f"skipped {shown}: {skipped[shown]}" in result.stderr  # mpg123 may write into the same line
             same = skipped[shown].startswith("same audio as ")  # most of the zoo is one song
             assert same or (isinstance(expected, Skipped) and expected.says in skipped[shown])
         else:
