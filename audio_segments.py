@@ -9,6 +9,7 @@ import io
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import soundfile
 import torch
 import torchaudio.functional
 
-from pipeline_common import written_beside
+from pipeline_common import printable, written_beside
+from whole_audio import AudioError, AudioFile, SilentDamageError, open_whole
 
 # What libsndfile reads, and the music formats it does not: those deserve a line that says so.
 # Anything else in a folder (covers, playlists, notes) is no music and is passed over.
@@ -33,10 +35,6 @@ FILTER_WIDTH, ROLLOFF, BETA = 64, 0.9475937167399596, 14.769656459379492
 # a thousand million for 44,101 Hz, which is no rate of any real recording.
 MAX_FILTER_TAPS = 25_000_000
 READ_VALUES = 1 << 20  # samples x channels read at once: 4 MB, whatever the header says
-
-
-class AudioError(Exception):
-    """Why one audio file cannot be used, in a few words."""
 
 
 def find_audio_files(folder: Path, leave_out: Path | None = None) -> list[str]:
@@ -66,7 +64,7 @@ def find_audio_files(folder: Path, leave_out: Path | None = None) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def open_audio(path: str | os.PathLike, sample_rate: int) -> soundfile.SoundFile:
+def open_audio(path: str | os.PathLike, sample_rate: int) -> AudioFile:
     """Open an audio file that can be brought to `sample_rate` Hz; AudioError says why not."""
     try:
         mode = os.stat(path).st_mode
@@ -76,13 +74,16 @@ def open_audio(path: str | os.PathLike, sample_rate: int) -> soundfile.SoundFile
             raise AudioError("not a regular file")
         if os.path.getsize(path) == 0:
             raise AudioError("empty file")
-        audio = soundfile.SoundFile(os.fsencode(path))
+        audio = open_whole(path)
     except OSError as error:
         raise AudioError(error.strerror or str(error)) from error
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         if not os.access(path, os.R_OK):
             raise AudioError("permission denied") from error
-        raise AudioError(f"not readable as audio: {_reason(error)}") from error
+        reason = _reason(error)
+        if "not a regular file" in reason:  # what libsndfile has left when mpg123 does not know the format either
+            reason = "Format not recognised"
+        raise AudioError(f"not readable as audio: {reason}") from error
     o, n = _ratio(max(1, audio.samplerate), sample_rate)
     if not 1000 <= audio.samplerate <= 1_000_000 or o * n > MAX_FILTER_TAPS:
         audio.close()
@@ -90,7 +91,7 @@ def open_audio(path: str | os.PathLike, sample_rate: int) -> soundfile.SoundFile
     return audio
 
 
-def stream_segments(audio: soundfile.SoundFile, segment_duration: int, sample_rate: int) -> Iterator[np.ndarray]:
+def stream_segments(audio: AudioFile, segment_duration: int, sample_rate: int) -> Iterator[np.ndarray]:
     """Yield a track's consecutive segments: float32 [segment_duration * sample_rate], mono.
 
     Put end to end they equal `torchaudio.functional.resample` of the whole track to the last bit,
@@ -102,7 +103,7 @@ def stream_segments(audio: soundfile.SoundFile, segment_duration: int, sample_ra
     second and less, oneDNN may pick a kernel that adds in another order: there the last bit can differ.)
 
     A remainder shorter than a segment is dropped. AudioError: the decoder met damage; what was
-    yielded before is good.
+    yielded before is good, unless it is a SilentDamageError.
     """
     o, n = _ratio(audio.samplerate, sample_rate)
     context = _context_periods(o, n) * o
@@ -112,7 +113,7 @@ def stream_segments(audio: soundfile.SoundFile, segment_duration: int, sample_ra
     segment_start = 0
     while True:
         missing = segment_start + segment_in + context - (block_start + len(block))
-        block = np.concatenate([block, *_read_mono(audio, missing)])
+        block = np.concatenate([block, *_read_mono(audio, missing, block_start + len(block))])
         if block_start + len(block) < segment_start + segment_in:
             return
         first_output = (segment_start - block_start) // o * n
@@ -129,21 +130,20 @@ def read_last_segment(path: str | os.PathLike, segment_duration: int, sample_rat
     """
     wanted = segment_duration * sample_rate
     with open_audio(path, sample_rate) as audio:
-        seconds = audio.frames / audio.samplerate
+        seconds = audio.good_frames / audio.samplerate
         if seconds < segment_duration:
             raise AudioError(f"{seconds:.2f} s long; a continuation needs at least {segment_duration} s")
         o, n = _ratio(audio.samplerate, sample_rate)
         needed = segment_duration * audio.samplerate + (_context_periods(o, n) + 1) * o
+        start = max(0, audio.good_frames - needed) // o * o  # on the whole track's grid of periods
         try:
-            audio.seek(max(0, audio.frames - needed) // o * o)  # on the whole track's grid of periods
+            audio.seek(start)
         except soundfile.SoundFileError as error:
             raise AudioError(f"damaged: {_reason(error)}") from error
-        mono = np.concatenate([np.zeros(0, np.float32), *_read_mono(audio, needed + o)])
+        mono = np.concatenate([np.zeros(0, np.float32), *_read_mono(audio, needed + o, start)])
+        if audio.problem:
+            print(f"{printable(path)}: {audio.problem}; continued from there", file=sys.stderr)
     segment = resample(mono, audio.samplerate, sample_rate)[-wanted:]
-    if len(segment) < wanted:
-        raise AudioError(
-            f"only {len(mono) / audio.samplerate:.2f} s of its end can be decoded, {segment_duration} s are needed"
-        )
     if not np.isfinite(segment).all():
         raise AudioError(f"its last {segment_duration} s hold values that are not finite")
     return segment
@@ -166,8 +166,11 @@ def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def level_dbfs(segment: np.ndarray) -> float:
-    """Root mean square of a segment [samples] in decibels below full scale; -inf for silence."""
-    mean_square = float(np.mean(np.square(segment, dtype=np.float64)))
+    """Root mean square of a segment [samples] about its mean in decibels below full scale; -inf for silence.
+
+    About its mean, as a constant offset is as silent as zeros.
+    """
+    mean_square = float(np.var(segment, dtype=np.float64))
     return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
 
 
@@ -205,21 +208,23 @@ def _context_periods(o: int, n: int) -> int:
     return math.ceil(half_width / o) + 1
 
 
-def _read_mono(audio: soundfile.SoundFile, wanted: int) -> Iterator[np.ndarray]:
-    """Up to `wanted` samples as float32 blocks, the mean of all channels."""
-    while wanted > 0:
+def _read_mono(audio: AudioFile, wanted: int, at: int) -> Iterator[np.ndarray]:
+    """Up to `wanted` samples from the audio's frame `at` on, as float32 blocks, the mean of all channels."""
+    end = min(at + wanted, audio.good_frames)
+    while at < end:
         try:
-            block = audio.read(min(wanted, max(1, READ_VALUES // audio.channels)), dtype="float32", always_2d=True)
+            block = audio.read(min(end - at, max(1, READ_VALUES // audio.channels)), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise AudioError(f"damaged: {_reason(error)}") from error
         if len(block) == 0:
-            return
+            seconds, promised = at / audio.samplerate, audio.good_frames / audio.samplerate
+            raise SilentDamageError(f"damaged: only {seconds:.2f} s of {promised:.2f} s can be decoded")
         # Channel by channel: each sample's sum has one order, whatever the block's length.
         mono = block[:, 0].copy()
         for channel in range(1, audio.channels):
             mono += block[:, channel]
         mono /= audio.channels
-        wanted -= len(block)
+        at += len(block)
         yield mono
 
 

@@ -12,32 +12,22 @@ Every file appears complete or not at all; a run that was cut goes on where it w
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import contextlib
 import hashlib
-import itertools
-import json
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from audio_segments import AudioError, find_audio_files, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
+from audio_segments import find_audio_files
 from dataset_pairs import (
     METADATA_NAME,
     Pair,
     PairRow,
-    Segment,
     Track,
     check_is_ours,
     read_metadata,
@@ -51,7 +41,6 @@ from pipeline_common import (
     a_path,
     available_cores,
     check_output_folder,
-    end_with_parent,
     finite_float,
     locked,
     positive_int,
@@ -59,115 +48,10 @@ from pipeline_common import (
     printable,
     run_script,
     whole_number,
-    written_beside,
 )
+from track_staging import STAGING_NAME, remove_staged, stage_tracks, staged_tracks
 
-STAGING_NAME = ".staging"
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
-
-
-# ------------------------------------------------------------------ one track
-
-
-def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namespace) -> Track:
-    """Decode one track and write those of its segments that belong to a usable pair.
-
-    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears
-    by one rename once the track is complete; found there already, it is taken as it is.
-    """
-    path = Path(input_dir, source)
-    try:
-        about = path.stat()
-        identity = [
-            source,
-            about.st_size,
-            about.st_mtime_ns,
-            args.segment_duration,
-            args.sample_rate,
-            args.min_level_db,
-            args.max_pairs,
-        ]
-        key = hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    except OSError as error:
-        return Track(source, [], error.strerror or str(error))
-    final = Path(staging, key)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((final / "track.json").read_text())
-        return Track(source, [Segment(**s) for s in record["segments"]], record["problem"], str(final))
-
-    torch.set_num_threads(1)  # one process a core
-    partial = Path(staging, f"{key}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    segments: list[Segment] = []
-    problem, previous, pairs = "", None, 0
-    try:
-        with open_audio(path, args.sample_rate) as audio:
-            for index, samples in enumerate(stream_segments(audio, args.segment_duration, args.sample_rate)):
-                segment, pcm16 = _examine(samples, args.min_level_db)
-                segments.append(segment)
-                if previous is not None and segment.usable:
-                    if not (partial / f"{index - 1:05d}.wav").exists():
-                        write_wav(partial / f"{index - 1:05d}.wav", previous, args.sample_rate)
-                    write_wav(partial / f"{index:05d}.wav", pcm16, args.sample_rate)
-                    pairs += 1
-                    if pairs >= args.max_pairs + 2:  # more than this track can be asked for (split_pairs drops 2)
-                        break
-                previous = pcm16 if segment.usable else None
-            else:
-                # A decoder that steps over damage without a word: what follows the hole is not where it says.
-                heard, promised = audio.tell() / audio.samplerate, audio.frames / audio.samplerate
-                if promised - heard > 0.05:
-                    segments = []
-                    problem = f"damaged: only {heard:.1f} s of {promised:.1f} s can be decoded"
-    except AudioError as error:
-        problem = str(error)
-    if len(segments) < 2 and not problem:
-        problem = f"shorter than two segments ({2 * args.segment_duration} s)"
-    with written_beside(partial / "track.json") as beside:
-        beside.write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    return Track(source, segments, problem, str(final))
-
-
-def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndarray]:
-    if not np.isfinite(samples).all():
-        return Segment("", False, 0), np.zeros(0, np.int16)
-    pcm16, clipped = to_pcm16(samples)
-    digest = hashlib.sha256(pcm16.tobytes()).hexdigest()[:32]
-    return Segment(digest, level_dbfs(samples) >= min_level_db, clipped), pcm16
-
-
-def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Iterator[Track]:
-    """Yield the staged tracks in the order of `sources`, `num_workers` of them under way at a time."""
-    workers = min(args.num_workers, len(sources))
-    if workers == 1:
-        yield from (stage_track(source, str(input_dir), str(staging), args) for source in sources)
-        return
-    # Spawned, as torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
-        try:
-            queue, remaining = [], iter(sources)
-            while True:
-                for source in itertools.islice(remaining, 2 * workers - len(queue)):
-                    queue.append(pool.submit(stage_track, source, str(input_dir), str(staging), args))
-                if not queue:
-                    return
-                yield queue.pop(0).result()
-        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, in its start
-            raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    end_with_parent()
-
-
-# ------------------------------------------------------------------ the whole
 
 
 @dataclass
@@ -194,9 +78,11 @@ def collect(sources: list[str], input_dir: Path, staging: Path, args: argparse.N
             collection.pairs.append(pairs)
             if not pairs:
                 collection.skipped.append((track.source, why_unusable(track, owners)))
-                tqdm.write(f"skipped {printable(track.source)}: {collection.skipped[-1][1]}", file=sys.stderr)
+                why = printable(collection.skipped[-1][1])
+                tqdm.write(f"skipped {printable(track.source)}: {why}", file=sys.stderr)
             elif track.problem:
-                tqdm.write(f"damaged {printable(track.source)}: {track.problem}; used up to there", file=sys.stderr)
+                problem = track.problem.removeprefix("damaged: ")
+                tqdm.write(f"damaged {printable(track.source)}: {problem}; the rest is used", file=sys.stderr)
             bar.update(sizes[track.source])
             bar.set_postfix(tracks=f"{done}/{len(sources)}", pairs=found)
             if not on_terminal and done % 100 == 0:
@@ -269,9 +155,9 @@ def create_dataset(args: argparse.Namespace) -> None:
 
     output_dir.mkdir(parents=True, exist_ok=True)
     with locked(output_dir, "dataset creation"):
-        metadata, staging = output_dir / METADATA_NAME, output_dir / STAGING_NAME
+        metadata = output_dir / METADATA_NAME
         check_is_ours(metadata)
-        if not args.overwrite and not metadata.exists() and not staging.exists() and _pair_files(output_dir):
+        if not args.overwrite and not metadata.exists() and not staged_tracks(output_dir) and _pair_files(output_dir):
             raise UserError(
                 f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
             )
@@ -288,7 +174,7 @@ def create_dataset(args: argparse.Namespace) -> None:
                     "add --overwrite or choose another --output_dir"
                 )
             if _is_complete(output_dir, known.pairs, args):
-                shutil.rmtree(staging, ignore_errors=True)
+                remove_staged(output_dir)
                 print(f"{output_dir}: already complete, {len(known.pairs)} pairs; nothing to do")
                 return
         _build(sources, input_dir, output_dir, settings, args)
@@ -304,14 +190,15 @@ def _build(
 ) -> None:
     staging = output_dir / STAGING_NAME
     staging.mkdir(exist_ok=True)
-    for leftover in staging.glob("*.part"):
-        shutil.rmtree(leftover, ignore_errors=True)  # a killed run's worker may still be at it
+    for folder in staged_tracks(output_dir):
+        if folder.suffix == ".part":
+            shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be at it
     random.Random(args.seed).shuffle(sources)
     print(f"{len(sources)} audio files in {input_dir}; {min(args.num_workers, len(sources))} processes", flush=True)
     made = collect(sources, input_dir, staging, args)
     chosen = made.train + made.val
     if not chosen:
-        shutil.rmtree(staging)
+        remove_staged(output_dir)
         first = "; ".join(f"{printable(source)}: {reason}" for source, reason in made.skipped[:3])
         raise UserError(
             f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
@@ -338,7 +225,7 @@ def _build(
     write_metadata(
         output_dir / METADATA_NAME, settings, totals, [(printable(s), printable(why)) for s, why in made.skipped], rows
     )
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_staged(output_dir)
     print(
         f"{output_dir}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
         f"{totals['skipped_files']} files skipped"
@@ -382,7 +269,7 @@ def main() -> int:
         "--min_level_db",
         type=finite_float,
         default=-60.0,
-        help="a segment with less RMS, in dBFS, is left out (default: %(default)s)",
+        help="a segment with less RMS about its mean, in dBFS, is left out (default: %(default)s)",
     )
     add("--seed", type=whole_number, default=42, help="order of the tracks (default: %(default)s)")
     add(

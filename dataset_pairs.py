@@ -62,12 +62,10 @@ def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
 
 def why_unusable(track: Track, owners: dict[str, str]) -> str:
     """Why a track gave no pair, in a few words."""
-    if track.problem:
-        return track.problem
     for segment in track.segments:
         if segment.usable and owners[segment.digest] != track.source:
             return f"same audio as {owners[segment.digest]}"
-    return "no two neighbouring segments are loud enough and finite"
+    return track.problem or "no two neighbouring segments are loud enough and finite"
 
 
 def split_pairs(pairs_by_track: list[list[Pair]], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:

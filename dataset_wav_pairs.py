@@ -340,8 +340,12 @@ def _read_header(path: Path, sample_rate: int) -> int:
 
 
 def _read_pcm16(path: Path) -> np.ndarray:
+    """int16 [samples]. Other WAVs are refused: read as 16 bits, NaN in a float WAV would become a number."""
     try:
-        return soundfile.read(os.fsencode(path), dtype="int16")[0]
+        with soundfile.SoundFile(os.fsencode(path)) as wav:
+            if wav.subtype != "PCM_16":
+                raise UserError(f"{path}: {wav.subtype}, must be 16-bit PCM; create the dataset again")
+            return wav.read(dtype="int16")
     except soundfile.SoundFileError as error:
         raise UserError(f"{path}: cannot be read; create the dataset again") from error
 

@@ -2,12 +2,17 @@
 
 import itertools
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import noise, one_line_error, run_script, write_track
+from conftest import ROOT, noise, one_line_error, run_script, write_track
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,24 +219,17 @@ def test_metadata_that_was_changed_is_noticed(tmp_path, small_dataset):
             read_metadata(tmp_path / "metadata.txt")
 
 
-def test_names_that_are_no_text(tmp_path):
-    music = tmp_path / "m"
-    for number, name in enumerate([b"tab\tnew\nline.wav", b"\xff\xfe.wav", b"-dash.wav", "naïve ♪.wav".encode()]):
-        write_track(music / "x.wav", 3.2, seed=number)
-        os.rename(music / "x.wav", os.path.join(os.fsencode(music), name))
-    create(music, tmp_path / "d")
-    sources = {row.source for row in read_metadata(tmp_path / "d/metadata.txt").pairs}
-    assert sources == {r"tab\tnew\nline.wav", r"\xff\xfe.wav", "-dash.wav", "naïve ♪.wav"}
-
-
 def test_the_users_own_files_are_left_alone(tmp_path, small_music):
     own = [tmp_path / "d/train" / name for name in ("my_pair_0001_input.wav", "pair_0000_input.wav.bak", "notes.txt")]
-    own[0].parent.mkdir(parents=True)
+    own += [tmp_path / "d/.staging" / name for name in ("notes.txt", "mine/a.wav", "mine.part/b.wav")]
     for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     create(small_music, tmp_path / "d")
     create(small_music, tmp_path / "d", "--overwrite", "--seed", 7)
+    assert "already complete" in create(small_music, tmp_path / "d", "--seed", 7).stdout
     assert all(path.read_text() == "mine" for path in own)
+    assert {p.name for p in (tmp_path / "d/.staging").iterdir()} == {"notes.txt", "mine", "mine.part"}
 
 
 def test_what_is_not_ours_is_not_replaced(tmp_path, small_music):
@@ -261,14 +259,18 @@ def test_its_own_output_is_no_music(tmp_path):
     assert "already complete" in result.stdout
 
 
-def test_a_hole_in_an_mp3_is_noticed(tmp_path):
-    write_track(tmp_path / "m/good.wav", 4.2, seed=1)
-    whole = write_track(tmp_path / "m/hole.mp3", 30, seed=2, rate=44100).read_bytes()
-    at = len(whole) // 3
-    (tmp_path / "m/hole.mp3").write_bytes(whole[:at] + whole[at + 20000 :])
-    create(tmp_path / "m", tmp_path / "d")
-    skipped = dict(read_metadata(tmp_path / "d/metadata.txt").skipped)
-    assert "damaged: only" in skipped["hole.mp3"]
+def test_ctrl_c_ends_it_in_one_line(tmp_path, small_music, seed):
+    """At any moment after the start of the first worker, which takes its time to begin."""
+    command = [sys.executable, ROOT / SCRIPT, "--input_dir", small_music, "--output_dir", tmp_path / "d"]
+    command += ["--segment_duration", "1", "--num_workers", "2"]
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert "audio files" in process.stdout.readline()
+    time.sleep(random.Random(seed).uniform(0, 1.2))
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said == f"{SCRIPT}: interrupted\n" and process.returncode == 130
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -197,6 +197,17 @@ def test_a_wrong_header_is_named(copy, codec, rate, channels, seconds, says):
         WavPairsDataset(copy / "val", codec)
 
 
+def test_a_wav_that_could_hold_nan_is_named(copy, codec):
+    """Read as 16 bits, NaN is a number like others: whoever puts a float WAV into a dataset has to hear of it."""
+    path = copy / "val" / "pair_0020_output.wav"
+    path.unlink()
+    soundfile.write(path, np.full(24000, np.nan, np.float32), 24000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"pair_0020_output\.wav: FLOAT, must be 16-bit PCM"):
+        prepare_cache([WavPairsDataset(copy / "val", codec)])
+    with pytest.raises(UserError, match=r"pair_0020_output\.wav: FLOAT, must be 16-bit PCM"):
+        WavPairsDataset(copy / "val", codec, use_cache=False)[1]
+
+
 def test_half_a_pair_is_named(copy, codec):
     (copy / "val" / "pair_0020_output.wav").unlink()
     with pytest.raises(UserError, match=r"pair_0020_output\.wav: missing"):

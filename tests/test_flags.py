@@ -145,7 +145,7 @@ def test_nonsense_is_one_line_before_any_work(script, place, monkeypatch, capsys
     monkeypatch.chdir(place)
     for name, owner in {
         "encode": "frozen_encodec.FrozenEncodec", "decode": "frozen_encodec.FrozenEncodec",
-        "forward": "model_simple_transformer.SimpleTransformer", "open_audio": "create_dataset_pairs_wav",
+        "forward": "model_simple_transformer.SimpleTransformer", "open_audio": "track_staging",
     }.items():  # fmt: skip
         monkeypatch.setattr(f"{owner}.{name}", no_long_work)
     for name in ("open_audio", "make_track", "make_dataset"):
