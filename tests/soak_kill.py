@@ -105,12 +105,13 @@ class Running:
         self.pid = os.fork()
         if self.pid == 0:
             self._become(script, [str(a) for a in arguments])
+        os.setpgid(self.pid, self.pid)  # whichever comes first: it can be killed from now on
         self.status: int | None = None
 
     def _become(self, script: str, arguments: list[str]) -> None:
         status = 1
         try:
-            os.setsid()
+            os.setpgid(0, 0)
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -167,16 +168,15 @@ class Running:
         """Wait for its end, which must be a success."""
         self.wait(lambda: False)
         if not self.has_ended():
-            self.kill(self.members())
+            self.kill(-self.pid)
             raise SoakError(f"still running after {PATIENCE_S} s\n{self.log.read_text()}")
         if self.status != 0:
             raise SoakError(f"exit status {self.status}\n{self.log.read_text()}")
 
-    def kill(self, victims: list[int]) -> None:
-        """kill -9 some of its processes: the rest must end by itself, and soon."""
-        for victim in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
+    def kill(self, victim: int) -> None:
+        """kill -9 a process, or with a minus its group: the rest must end by itself, and soon."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
         end = time.monotonic() + END_S
         while not self.has_ended() or self.members():
             if time.monotonic() > end:
@@ -185,13 +185,14 @@ class Running:
                     os.kill(self.pid, signal.SIGUSR1)
                     time.sleep(1)
                 told = self.log.read_text()
-                self.kill(left)
-                raise SoakError(f"{left} still there {END_S} s after {victims} of {self.pid} were killed\n{told}")
+                os.killpg(self.pid, signal.SIGKILL)
+                raise SoakError(f"{left} still there {END_S} s after kill -9 {victim}, launcher {self.pid}\n{told}")
             time.sleep(0.002)
 
 
 def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
     """Kill a script at a random moment; says how, empty if it had ended before."""
+    some = rng.random() < 0.5  # of its processes, if there are several
     how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
     if how == "by time":
         running.wait(lambda: False, rng.uniform(0, duration_s))
@@ -208,14 +209,12 @@ def kill_once(running: Running, folder: Path, duration_s: float, most_changes: i
         # Not later than the undisturbed run took, so that what is aimed at but missed is a kill all the same.
         if running.wait(reached, rng.uniform(0.4, 0.9) * duration_s) and how == "at a change":
             time.sleep(rng.choice((0, rng.uniform(0, 0.02))))
-    if running.has_ended():
-        return ""
-    members, workers = running.members(), running.workers()
-    if workers and rng.random() < 0.5:
-        how, members = (f"{how}, launcher only", members[:1]) if rng.random() < 0.5 else (
-            f"{how}, one worker", [rng.choice(workers)])  # fmt: skip
-    running.kill(members)
-    return how
+    if some and (workers := running.workers()) and not running.has_ended():
+        how, victim = rng.choice([(f"{how}, launcher only", running.pid), (f"{how}, one worker", rng.choice(workers))])
+        running.kill(victim)
+        return how
+    running.kill(-running.pid)
+    return "" if running.status != -signal.SIGKILL else how
 
 
 # ------------------------------------------------------------------ what they leave
