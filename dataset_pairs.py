@@ -1,4 +1,4 @@
-"""What a pair is, which split it belongs to, and the metadata.txt that records it.
+"""What a pair is, which split it belongs to, its WAV files, and the metadata.txt that records it.
 
 Nothing to run. metadata.txt is for people and for programs: `key: value` lines, then one tab-separated
 line for each skipped file and each pair, and last a checksum of all that stands above it.
@@ -7,9 +7,14 @@ line for each skipped file and each pair, and last a checksum of all that stands
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import soundfile
 
 from pipeline_common import UserError, written_beside
 
@@ -172,3 +177,72 @@ def read_metadata(path: Path) -> Metadata:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# ------------------------------------------------------------------ the files of a split
+
+
+class PairPaths(Sequence):
+    """(input WAV, output WAV) of each pair; made when asked for, as 200,000 pairs of paths fill 200 MB."""
+
+    def __init__(self, folder: Path, names: list[str]):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Path, Path]:
+        name = self.names[index]
+        return self.folder / f"{name}_input.wav", self.folder / f"{name}_output.wav"
+
+
+def find_pairs(split_dir: Path) -> PairPaths:
+    """The pairs of a split in the order of their names.
+
+    Raises UserError if there is no such folder, no pair in it, or half of one.
+    """
+    if not split_dir.is_dir():
+        raise UserError(f"{split_dir}: no such folder; create the dataset first (create_dataset_pairs_wav.py)")
+    found: dict[str, set[str]] = {"input": set(), "output": set()}
+    for entry in os.scandir(split_dir):
+        name, _, role = entry.name.removesuffix(".wav").rpartition("_")
+        if entry.name.endswith(".wav") and name.startswith("pair_") and role in found:
+            found[role].add(name)
+    if halves := found["input"] ^ found["output"]:
+        name = min(halves)
+        other = "output" if name in found["input"] else "input"
+        raise UserError(
+            f"{split_dir / name}_{other}.wav: missing, though the other half of its pair is there; "
+            "create the dataset again"
+        )
+    if not found["input"]:
+        raise UserError(
+            f"{split_dir}: holds no pairs; create the dataset first (create_dataset_pairs_wav.py), "
+            "with more music if this is val/"
+        )
+    return PairPaths(split_dir, sorted(found["input"]))
+
+
+def read_header(path: Path, sample_rate: int) -> int:
+    """The samples of a WAV; UserError if it is not mono at `sample_rate`."""
+    try:
+        info = soundfile.info(os.fsencode(path))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path}: not a readable WAV; create the dataset again") from error
+    if (info.samplerate, info.channels) != (sample_rate, 1):
+        raise UserError(
+            f"{path}: {info.samplerate} Hz with {info.channels} channels, must be {sample_rate} Hz mono; "
+            "create the dataset again"
+        )
+    return info.frames
+
+
+def read_pcm16(path: Path) -> np.ndarray:
+    """int16 [samples]. Other WAVs are refused: read as 16 bits, NaN in a float WAV would become a number."""
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as wav:
+            if wav.subtype != "PCM_16":
+                raise UserError(f"{path}: {wav.subtype}, must be 16-bit PCM; create the dataset again")
+            return wav.read(dtype="int16")
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path}: cannot be read; create the dataset again") from error

@@ -18,17 +18,17 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from checked_files import EmbeddingCache, KnownAudio
+from dataset_pairs import find_pairs, read_header, read_pcm16
 from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from pipeline_common import UserError, a_path, check_output_folder, pick_device, remove_leftovers, run_script
 
@@ -123,7 +123,7 @@ class WavPairsDataset(Dataset):
         return max(1, min(64, int(free / 2 / (4 * 32 * 4 * self.num_samples))))
 
     def _encode_together(self, paths: list[Path]) -> torch.Tensor:
-        waveforms = torch.stack([torch.from_numpy(_read_pcm16(path)) for path in paths])
+        waveforms = torch.stack([torch.from_numpy(read_pcm16(path)) for path in paths])
         embeddings = self.codec.encode(waveforms.unsqueeze(1).to(self.codec.device).float() / 32768)
         finite = embeddings.isfinite().flatten(1).all(dim=1).tolist()
         for path, is_finite in zip(paths, finite, strict=True):
@@ -138,7 +138,7 @@ class WavPairsDataset(Dataset):
         """The hash of a WAV's samples, taken again whenever the file has changed."""
 
         def read() -> tuple[int, str]:
-            samples = _read_pcm16(path)
+            samples = read_pcm16(path)
             return len(samples), hashlib.sha256(samples.tobytes()).hexdigest()[:32]
 
         return (self.known.look_up(path) or self.known.learn(path, read))[1]
@@ -148,7 +148,7 @@ class WavPairsDataset(Dataset):
         expected = None
         for path in self.paths:
             known = self.known.look_up(path)
-            samples = known[0] if known else _read_header(path, self.codec.sample_rate)
+            samples = known[0] if known else read_header(path, self.codec.sample_rate)
             expected = expected or samples
             if samples != expected or samples == 0:
                 raise UserError(f"{path}: {samples} samples, the others have {expected}; create the dataset again")
@@ -282,72 +282,6 @@ def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, worl
             left = (now - started) * (1 / done - 1) / 60
             print(f"encoding: {done * hours:.2f} of {hours:.2f} h of audio, {left:.0f} min left", flush=True)
     bar.close()
-
-
-class PairPaths(Sequence):
-    """(input WAV, output WAV) of each pair; made when asked for, as 200,000 pairs of paths fill 200 MB."""
-
-    def __init__(self, folder: Path, names: list[str]):
-        self.folder, self.names = folder, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Path, Path]:
-        name = self.names[index]
-        return self.folder / f"{name}_input.wav", self.folder / f"{name}_output.wav"
-
-
-def find_pairs(split_dir: Path) -> PairPaths:
-    """The pairs of a split in the order of their names.
-
-    Raises UserError if there is no such folder, no pair in it, or half of one.
-    """
-    if not split_dir.is_dir():
-        raise UserError(f"{split_dir}: no such folder; create the dataset first (create_dataset_pairs_wav.py)")
-    found: dict[str, set[str]] = {"input": set(), "output": set()}
-    for entry in os.scandir(split_dir):
-        name, _, role = entry.name.removesuffix(".wav").rpartition("_")
-        if entry.name.endswith(".wav") and name.startswith("pair_") and role in found:
-            found[role].add(name)
-    if halves := found["input"] ^ found["output"]:
-        name = min(halves)
-        other = "output" if name in found["input"] else "input"
-        raise UserError(
-            f"{split_dir / name}_{other}.wav: missing, though the other half of its pair is there; "
-            "create the dataset again"
-        )
-    if not found["input"]:
-        raise UserError(
-            f"{split_dir}: holds no pairs; create the dataset first (create_dataset_pairs_wav.py), "
-            "with more music if this is val/"
-        )
-    return PairPaths(split_dir, sorted(found["input"]))
-
-
-def _read_header(path: Path, sample_rate: int) -> int:
-    """The samples of a WAV; UserError if it is not mono at `sample_rate`."""
-    try:
-        info = soundfile.info(os.fsencode(path))
-    except soundfile.SoundFileError as error:
-        raise UserError(f"{path}: not a readable WAV; create the dataset again") from error
-    if (info.samplerate, info.channels) != (sample_rate, 1):
-        raise UserError(
-            f"{path}: {info.samplerate} Hz with {info.channels} channels, must be {sample_rate} Hz mono; "
-            "create the dataset again"
-        )
-    return info.frames
-
-
-def _read_pcm16(path: Path) -> np.ndarray:
-    """int16 [samples]. Other WAVs are refused: read as 16 bits, NaN in a float WAV would become a number."""
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as wav:
-            if wav.subtype != "PCM_16":
-                raise UserError(f"{path}: {wav.subtype}, must be 16-bit PCM; create the dataset again")
-            return wav.read(dtype="int16")
-    except soundfile.SoundFileError as error:
-        raise UserError(f"{path}: cannot be read; create the dataset again") from error
 
 
 def _free_memory(device: torch.device, processes_on_node: int) -> float:

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from audio_segments import to_pcm16, write_wav
 from checked_files import read_metrics
-from dataset_pairs import METADATA_NAME, PairRow, read_metadata
-from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, find_pairs, prepare_cache
+from dataset_pairs import METADATA_NAME, PairRow, find_pairs, read_metadata
+from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
 from evaluation_figures import draw_curves, draw_per_second, mel_decibels, write_spectrogram
 from evaluation_measures import verdict
 from evaluation_report import write_report

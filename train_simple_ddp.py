@@ -29,7 +29,7 @@ import torch.distributed
 import torch.multiprocessing
 from tqdm import tqdm
 
-from dataset_wav_pairs import find_pairs
+from dataset_pairs import find_pairs
 from frozen_encodec import find_weights
 from pipeline_common import (
     UserError,

@@ -78,7 +78,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
 def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
     wavs_read = 0
-    read = dataset_wav_pairs._read_pcm16
+    read = dataset_wav_pairs.read_pcm16
 
     def counting(path: object) -> np.ndarray:
         nonlocal wavs_read
@@ -91,7 +91,7 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     def arrive(_trainer: object) -> None:
         raise ArrivedError
 
-    dataset_wav_pairs._read_pcm16 = counting
+    dataset_wav_pairs.read_pcm16 = counting
     train_simple_worker.Trainer.train_epoch = arrive
     config = TrainConfig(
         dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device="cpu", encodec_weights="untrained",

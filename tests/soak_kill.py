@@ -292,6 +292,7 @@ def prepare(base: Path) -> None:
         soundfile.write(base / "music" / f"{number}.wav", 0.3 * np.sin(steps * 0.02), rate)
     by_name = {stage.name: stage for stage in stages(base)}
     Running(SCRIPTS[0], by_name["create"].arguments(base / "dataset"), base / "log").finish()
+    time.sleep(2.1)  # of WAVs newer than that no note is kept, and every start would leave another
     arguments = by_name["train"].arguments(base)
     Running(SCRIPTS[2], arguments, base / "log").finish()
 

@@ -123,8 +123,8 @@ def test_only_the_audio_names_a_segment(copy, counted):
 
 def test_a_known_dataset_is_not_read_again(copy, counted, monkeypatch):
     """Nor are files believed whose dates are too new to tell of another change."""
-    read, wavs = dataset_wav_pairs._read_pcm16, []
-    monkeypatch.setattr("dataset_wav_pairs._read_pcm16", lambda path: wavs.append(path.name) or read(path))
+    read, wavs = dataset_wav_pairs.read_pcm16, []
+    monkeypatch.setattr("dataset_wav_pairs.read_pcm16", lambda path: wavs.append(path.name) or read(path))
     clock = time.time_ns
 
     def start(seconds_later: float) -> set[str]:
