@@ -190,11 +190,10 @@ class PairEmbeddings:
             return f"in memory ({self.table.device})"
         return "read from the cache as needed" if self.dataset.cache else "encoded at every use"
 
-    def batch(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: list[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and outputs of the pairs `indices`, [B, 128, frames] each, on the device."""
         if self.table is not None:
-            rows = self.rows[torch.tensor(indices, device=self.rows.device)]
-            both = self.table[rows.flatten()]
+            both = self.table[self.rows[indices].flatten()]
         else:
             paths = [path for index in indices for path in self.dataset.pairs[index]]
             if self.dataset.cache is None:
@@ -210,7 +209,14 @@ class PairEmbeddings:
 
     def batches(self, chunks: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`batch` of each chunk in turn; where that means reading, the next is read while one is in use."""
-        if self.table is not None or self.dataset.cache is None:
+        if self.table is not None:
+            # All indices in one copy: on a GPU the host then waits once, not in every step.
+            indices = torch.tensor(
+                [index for chunk in chunks for index in chunk], dtype=torch.long, device=self.rows.device
+            )
+            yield from map(self.batch, indices.split([len(chunk) for chunk in chunks]))
+            return
+        if self.dataset.cache is None:
             yield from map(self.batch, chunks)
             return
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -323,7 +329,7 @@ def main() -> int:
     splits = [Path(args.dataset_dir, split) for split in ("train", "val")]
     for split in splits:
         find_pairs(split)
-    check_output_folder("--cache_dir", args.cache_dir)
+    check_output_folder("--cache_dir", args.cache_dir, is_written=False)
     codec = load_frozen_encodec(args.encodec_weights, device)
     print(untrained_banner(codec), end="\n" if not codec.is_pretrained else "")
     datasets = [WavPairsDataset(split, codec, args.cache_dir) for split in splits]

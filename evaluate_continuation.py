@@ -184,7 +184,7 @@ def main() -> int:
     args, started = parse_args(), time.monotonic()
     device, output_dir, dataset_dir = pick_device(args.device), Path(args.output_dir), Path(args.dataset_dir)
     check_output_folder("--output_dir", output_dir)
-    check_output_folder("--cache_dir", args.cache_dir)
+    check_output_folder("--cache_dir", args.cache_dir, is_written=False)
     pairs, shared_tracks = read_pairs(dataset_dir)
     checkpoint = load_checkpoint(args.checkpoint)  # read once: a running training may replace the file
     model = simple_transformer_from(checkpoint, device)

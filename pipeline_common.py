@@ -174,10 +174,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_output_folder(flag: str, folder: str | os.PathLike | None) -> None:
-    """UserError, before any long work, if `folder` cannot become a folder: it or one above it is a file."""
+def check_output_folder(flag: str, folder: str | os.PathLike | None, is_written: bool = True) -> None:
+    """UserError or OSError, before any long work, if `folder` can be no folder or not be written to."""
     for path in [Path(folder), *Path(folder).parents] if folder is not None else []:
         if path.is_dir():
+            if is_written:
+                with naming(folder), tempfile.TemporaryFile(dir=path):
+                    return
             return
         if os.path.lexists(path):
             raise UserError(f"{flag} {folder}: {path} is no folder; name another")

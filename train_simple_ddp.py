@@ -80,6 +80,11 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
         "--num_processes", type=positive_int_to(1024), help="on this machine (default: one per GPU, else 1)"
     )
     add("device", "auto is CUDA, else Apple's GPU, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
+    add(
+        "compile",
+        "a backend of torch.compile for the model: a minute at the start, for fewer launches on a GPU",
+        choices=("off", "inductor", "cudagraphs"),
+    )
     add("precision", "auto is bf16 on GPUs that have it, else fp32", choices=("auto", "fp32", "bf16"))
     add(
         "resume",
@@ -120,7 +125,7 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
     for split in ("train", "val"):
         find_pairs(dataset / split)
     check_output_folder("--checkpoint_dir", config.checkpoint_dir)
-    check_output_folder("--cache_dir", config.cache_dir)
+    check_output_folder("--cache_dir", config.cache_dir, is_written=False)
     if config.encodec_weights != "untrained":
         find_weights(config.encodec_weights)
 

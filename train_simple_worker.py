@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,7 @@ from training_state import (
     restore_state,
     run_identity,
     save_checkpoint,
+    signals_to,
     start_anew,
 )
 
@@ -124,6 +126,8 @@ class Trainer:
         self.parallel: torch.nn.Module = self.model
         if world_size > 1:
             self.parallel = data_parallel(self.model, torch.zeros(1, dim, self.frames, device=device), self.autocast())
+        if config.compile != "off":
+            self.parallel = torch.compile(self.parallel, backend=config.compile)
 
     def load_data(self, on_node: int) -> str:
         """Encode what has not been encoded yet, load both splits, return the data's hash."""
@@ -161,7 +165,7 @@ class Trainer:
                 # From here on there is a last.pt to go on from, whatever a kill leaves beside it.
                 save_checkpoint(self.folder / LAST, self.checkpoint(0, float("nan")))
             self.metrics.begin(self.baselines, progress.epoch - 1)
-        with self.stopping_on_signals():
+        with signals_to(self.remember):
             while not progress.finished:
                 started, first_step = time.monotonic(), progress.step
                 train_mse, grad_norm = self.train_epoch()
@@ -326,19 +330,9 @@ class Trainer:
             (job_folder() / "stopped").touch()
         raise SystemExit(0 if by_job else 128 + signal_number)
 
-    @contextlib.contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
-        """Within, SIGTERM, SIGINT and SIGUSR2 save at the end of the step and leave."""
-
-        def remember(signal_number: int, _frame: object) -> None:
-            self.stop_signal = signal_number
-
-        before = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def remember(self, signal_number: int, _frame: FrameType | None) -> None:
+        """Save at the end of the step, and leave."""
+        self.stop_signal = signal_number
 
     def checkpoint(self, epoch: int, val_mse: float) -> dict:
         """Everything a resume and a use of the model need; `epoch` is the last complete one."""

@@ -13,9 +13,12 @@ import itertools
 import os
 import platform
 import shlex
+import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -49,6 +52,7 @@ class TrainConfig:
     dropout: float = 0.1
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "off"  # or a backend of torch.compile
     resume: str = "auto"
     no_cache: bool = False
     cache_dir: str | None = None
@@ -250,6 +254,17 @@ def data_parallel(
         output = parallel(example)
     output.sum().backward()
     return parallel
+
+
+@contextlib.contextmanager
+def signals_to(remember: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within, SIGTERM, SIGINT and SIGUSR2 call `remember` and nothing else."""
+    before = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_group(kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:

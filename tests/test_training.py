@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from checked_files import read_metrics
 from dataset_wav_pairs import WavPairsDataset
 from model_simple_transformer import load_simple_transformer
+from train_simple_worker import train_worker
 from training_state import TrainConfig, epoch_chunks
 
 SCRIPT = "train_simple_ddp.py"
@@ -177,6 +178,22 @@ def test_without_a_cache_it_trains_the_same(small_dataset, tmp_path):
     assert set(small_dataset.rglob("*.npy")) == before
     cached, uncached = (load(tmp_path / n / "last.pt") for n in ("cached", "uncached"))
     assert same_state(cached["model"], uncached["model"])
+
+
+def test_compiled_it_trains_the_same_and_goes_on(small_dataset, tmp_path):
+    """The way through torch.compile, by the backend that needs no C++ compiler."""
+    options = {"dataset_dir": str(small_dataset), "encodec_weights": "untrained", "device": "cpu", "num_layers": 1}
+
+    def run(name: str, epochs: int, backend: str) -> dict:
+        folder = tmp_path / name
+        train_worker(0, 1, TrainConfig(checkpoint_dir=str(folder), epochs=epochs, compile=backend, **options))
+        return load(folder / "last.pt")["model"]
+
+    plain, compiled = run("plain", 3, "off"), run("compiled", 3, "aot_eager")
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, atol=1e-5, rtol=1e-4)
+    run("resumed", 1, "aot_eager")
+    assert same_state(run("resumed", 3, "aot_eager"), compiled)
 
 
 # ------------------------------------------------------------------ when it stops
