@@ -5,6 +5,7 @@ Nothing to run. Files are read as a stream, so a three-hour mix needs no more me
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torchaudio.functional
+import torchaudio.transforms
 
 from pipeline_common import printable, written_beside
 from whole_audio import AudioError, AudioFile, SilentDamageError, open_whole
@@ -153,16 +154,14 @@ def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """float32 [samples] at `rate` Hz -> float32 [ceil(samples * sample_rate / rate)]."""
     if rate == sample_rate:
         return mono
-    resampled = torchaudio.functional.resample(
-        torch.from_numpy(mono),
-        rate,
-        sample_rate,
-        lowpass_filter_width=FILTER_WIDTH,
-        rolloff=ROLLOFF,
-        resampling_method="sinc_interp_kaiser",
-        beta=BETA,
+    return _resampler(rate, sample_rate)(torch.from_numpy(mono)).numpy()
+
+
+@functools.lru_cache(maxsize=1)  # one track after the other; the largest table holds 100 MB
+def _resampler(rate: int, sample_rate: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(
+        rate, sample_rate, "sinc_interp_kaiser", FILTER_WIDTH, ROLLOFF, BETA, dtype=torch.float32
     )
-    return resampled.numpy()
 
 
 def level_dbfs(segment: np.ndarray) -> float:

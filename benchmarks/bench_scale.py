@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ import torch._dynamo  # noqa: E402 (torch.optim imports it when first used)
 
 import dataset_wav_pairs  # noqa: E402
 import train_simple_worker  # noqa: E402
-from benchmarks.measure import Row  # noqa: E402
+from benchmarks.measure import Row, peak_memory  # noqa: E402
 from frozen_encodec import load_frozen_encodec  # noqa: E402
 from training_state import TrainConfig, epoch_chunks  # noqa: E402
 
@@ -68,11 +67,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     started = time.perf_counter()
     pairs = sum(inputs.shape[0] for inputs, _ in batches)
     seconds = time.perf_counter() - started
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "pairs_per_second": pairs / seconds,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
-    }
+    return {"pairs_per_second": pairs / seconds, "peak_mb": peak_memory() / 1e6}
 
 
 def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -33,3 +36,11 @@ def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> t
             call()
             best[index] = min(best[index], time.perf_counter() - started)
     return best[0], best[1]
+
+
+def peak_memory() -> int:
+    """Bytes of this process. On Linux getrusage would count what its parent had when it started this one."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -15,10 +15,11 @@ class Samples:
     """A track whose samples are their own numbers, 1 and upwards, handed out as a file does: in order, once."""
 
     def __init__(self, frames: int, rate: int, channels: int):
-        self.frames, self.samplerate, self.channels, self.given = frames, rate, channels, 0
+        self.good_frames, self.samplerate, self.channels, self.given = frames, rate, channels, 0
+        self.problem = ""
 
     def read(self, wanted: int, dtype: str, always_2d: bool) -> np.ndarray:
-        count = min(wanted, self.frames - self.given)
+        count = min(wanted, self.good_frames - self.given)
         numbers = np.arange(self.given + 1, self.given + count + 1, dtype=dtype)
         self.given += count
         return np.repeat(numbers[:, None], self.channels, axis=1)
