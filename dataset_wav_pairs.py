@@ -99,9 +99,12 @@ class WavPairsDataset(Dataset):
         """The pair's name, as in metadata.txt: pair_0000."""
         return self.pairs.names[index]
 
-    def embedding(self, path: Path) -> torch.Tensor:
-        """The embedding of one WAV, float32 [128, frames]: from the cache, else encoded and kept."""
-        if self.cache is not None and (found := self.cache.read(self.key(path))) is not None:
+    def embedding(self, path: Path, key: str = "") -> torch.Tensor:
+        """The embedding of one WAV, float32 [128, frames]: from the cache, else encoded and kept.
+
+        key: the WAV's `key`, if it is known.
+        """
+        if self.cache is not None and (found := self.cache.read(key or self.key(path))) is not None:
             return torch.from_numpy(found)
         return self.encode([path])[0].cpu()
 
@@ -171,6 +174,7 @@ class PairEmbeddings:
         rows: dict[str, int] = {}
         numbers = [rows.setdefault(key, len(rows)) for key in dataset.all_keys()]
         self.rows = torch.tensor(numbers).view(-1, 2)
+        self.keys = list(rows)
         size = len(rows) * 4 * dataset.codec.embedding_dim * dataset.num_frames
         place = next((d for d in (device, torch.device("cpu")) if size < _free_memory(d, processes_on_node) / 2), None)
         if place is None:
@@ -199,8 +203,9 @@ class PairEmbeddings:
             if self.dataset.cache is None:
                 both = self.dataset.encode(paths)
             else:
+                keys = [self.keys[row] for row in self.rows[indices].flatten()]
                 with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-                    both = torch.stack(list(pool.map(self.dataset.embedding, paths)))
+                    both = torch.stack(list(pool.map(self.dataset.embedding, paths, keys)))
         if self.device.type == "cuda" and both.device.type == "cpu":
             both = both.pin_memory()  # lets the copy run beside the GPU's work
         # On Apple's GPU a copy that does not block may read memory that has been freed.

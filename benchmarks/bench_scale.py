@@ -54,20 +54,22 @@ def make_dataset(folder: Path, segments: Path, pairs: int) -> None:
 
 
 def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
-    """Pairs a second read from the cache in training's order, and this process's peak memory."""
+    """Pairs a second read from the cache in training's order (the best of five), and this process's peak memory."""
     dataset_wav_pairs._free_memory = lambda *_: 0  # as if the embeddings did not fit into memory
     codec = load_frozen_encodec("untrained")
     dataset = dataset_wav_pairs.WavPairsDataset(Path(dataset_dir, "train"), codec, cache_dir)
     dataset_wav_pairs.prepare_cache([dataset])
     embeddings = dataset_wav_pairs.PairEmbeddings(dataset, torch.device("cpu"))
-    chunks = epoch_chunks(len(dataset), 16, 0, 1, seed=0, epoch=1)[0][: BATCHES + 10]
-    batches = embeddings.batches(chunks)
-    for _ in range(10):
-        next(batches)
-    started = time.perf_counter()
-    pairs = sum(inputs.shape[0] for inputs, _ in batches)
-    seconds = time.perf_counter() - started
-    return {"pairs_per_second": pairs / seconds, "peak_mb": peak_memory() / 1e6}
+    best = 0.0
+    for epoch in range(5):
+        chunks = epoch_chunks(len(dataset), 16, 0, 1, seed=0, epoch=epoch)[0][: BATCHES + 10]
+        batches = embeddings.batches(chunks)
+        for _ in range(10):
+            next(batches)
+        started = time.perf_counter()
+        pairs = sum(inputs.shape[0] for inputs, _ in batches)
+        best = max(best, pairs / (time.perf_counter() - started))
+    return {"pairs_per_second": best, "peak_mb": peak_memory() / 1e6}
 
 
 def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
