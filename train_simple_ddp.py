@@ -128,6 +128,14 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
     check_output_folder("--cache_dir", config.cache_dir, is_written=False)
     if config.encodec_weights != "untrained":
         find_weights(config.encodec_weights)
+    if config.compile != "off":
+        try:
+            torch.compile(torch.neg, backend=config.compile)(torch.zeros(2, device=device))
+        except Exception as error:  # torch raises many kinds where a compiler is missing or too old
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"--compile {config.compile}: torch cannot compile here ({reason}); leave it off"
+            ) from error
 
 
 def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: SimpleQueue | None = None) -> None:

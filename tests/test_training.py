@@ -196,6 +196,13 @@ def test_compiled_it_trains_the_same_and_goes_on(small_dataset, tmp_path):
     assert same_state(run("resumed", 3, "aot_eager"), compiled)
 
 
+def test_a_missing_compiler_is_one_line(small_dataset, tmp_path):
+    args = ("--dataset_dir", small_dataset, "--checkpoint_dir", tmp_path / "run", *QUICK, "--compile", "inductor")
+    env = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    one_line_error(SCRIPT, *args, says="--compile inductor: torch cannot compile here", **env)
+    assert not (tmp_path / "run").exists()
+
+
 # ------------------------------------------------------------------ when it stops
 
 
