@@ -23,33 +23,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio_segments import find_audio_files
-from dataset_pairs import (
+from audio.segments import find_audio_files
+from common.arguments import file_path, number
+from common.devices import available_cores
+from common.errors import UserError, printable, run_script
+from common.files import check_output_folder, lock_folder
+from dataset.cutting import STAGING_NAME, remove_staged, stage_tracks, staged_tracks
+from dataset.pairs import (
     METADATA_NAME,
     Pair,
     PairRow,
     Track,
     check_is_ours,
     read_metadata,
+    reason_skipped,
     split_pairs,
     usable_pairs,
-    why_unusable,
     write_metadata,
 )
-from pipeline_common import (
-    UserError,
-    a_path,
-    available_cores,
-    check_output_folder,
-    finite_float,
-    locked,
-    positive_int,
-    positive_int_to,
-    printable,
-    run_script,
-    whole_number,
-)
-from track_staging import STAGING_NAME, remove_staged, stage_tracks, staged_tracks
 
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
 
@@ -77,7 +68,7 @@ def collect(sources: list[str], input_dir: Path, staging: Path, args: argparse.N
             collection.tracks.append(track)
             collection.pairs.append(pairs)
             if not pairs:
-                collection.skipped.append((track.source, why_unusable(track, owners)))
+                collection.skipped.append((track.source, reason_skipped(track, owners)))
                 why = printable(collection.skipped[-1][1])
                 tqdm.write(f"skipped {printable(track.source)}: {why}", file=sys.stderr)
             elif track.problem:
@@ -154,7 +145,7 @@ def create_dataset(args: argparse.Namespace) -> None:
     )
 
     output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(output_dir, "dataset creation"):
+    with lock_folder(output_dir, "dataset creation"):
         metadata = output_dir / METADATA_NAME
         check_is_ours(metadata)
         if not args.overwrite and not metadata.exists() and not staged_tracks(output_dir) and _pair_files(output_dir):
@@ -258,23 +249,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
-        "--input_dir", type=a_path, default="music", help="folder of music, searched recursively (default: %(default)s)"
+        "--input_dir",
+        type=file_path,
+        default="music",
+        help="folder of music, searched recursively (default: %(default)s)",
     )
-    add("--output_dir", type=a_path, default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
-    add("--segment_duration", type=positive_int, default=16, help="whole seconds (default: %(default)s)")
-    add("--sample_rate", type=positive_int, default=24000, help="Hz (default: %(default)s)")
-    add("--max_pairs", type=positive_int, default=2000, help="train and val together (default: %(default)s)")
-    add("--val_pairs", type=whole_number, default=200, help="of these, for validation (default: %(default)s)")
+    add("--output_dir", type=file_path, default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
+    add("--segment_duration", type=number(int, at_least=1), default=16, help="whole seconds (default: %(default)s)")
+    add("--sample_rate", type=number(int, at_least=1), default=24000, help="Hz (default: %(default)s)")
+    add("--max_pairs", type=number(int, at_least=1), default=2000, help="train and val together (default: %(default)s)")
+    add(
+        "--val_pairs",
+        type=number(int, at_least=0, below=2**63),
+        default=200,
+        help="of these, for validation (default: %(default)s)",
+    )
     add(
         "--min_level_db",
-        type=finite_float,
+        type=number(float),
         default=-60.0,
         help="a segment with less RMS about its mean, in dBFS, is left out (default: %(default)s)",
     )
-    add("--seed", type=whole_number, default=42, help="order of the tracks (default: %(default)s)")
+    add(
+        "--seed",
+        type=number(int, at_least=0, below=2**63),
+        default=42,
+        help="order of the tracks (default: %(default)s)",
+    )
     add(
         "--num_workers",
-        type=positive_int_to(1024),
+        type=number(int, at_least=1, at_most=1024),
         default=available_cores(),
         help="processes (default: all cores given, here %(default)s)",
     )

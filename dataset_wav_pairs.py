@@ -27,10 +27,13 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from checked_files import EmbeddingCache, KnownAudio
-from dataset_pairs import find_pairs, read_header, read_pcm16
-from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from pipeline_common import UserError, a_path, check_output_folder, pick_device, remove_leftovers, run_script
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
+from common.arguments import file_path
+from common.devices import free_memory, pick_device
+from common.errors import UserError, run_script
+from common.files import check_output_folder, remove_partial_files
+from dataset.cache import EmbeddingCache, KnownAudio
+from dataset.pairs import find_pairs, read_header, read_pcm16
 
 CACHE_NAME = ".embedding_cache"
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
@@ -176,7 +179,7 @@ class PairEmbeddings:
         self.rows = torch.tensor(numbers).view(-1, 2)
         self.keys = list(rows)
         size = len(rows) * 4 * dataset.codec.embedding_dim * dataset.num_frames
-        place = next((d for d in (device, torch.device("cpu")) if size < _free_memory(d, processes_on_node) / 2), None)
+        place = next((d for d in (device, torch.device("cpu")) if size < free_memory(d, processes_on_node) / 2), None)
         if place is None:
             return
         _, first = np.unique(numbers, return_index=True)
@@ -243,7 +246,7 @@ def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: in
     """
     cache = datasets[0].cache
     if cache is not None and rank == 0:
-        remove_leftovers(cache.folder)
+        remove_partial_files(cache.folder)
     present = cache.present() if cache is not None else set()
     identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
     missing: dict[str, tuple[int, Path]] = {}
@@ -295,34 +298,20 @@ def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, worl
     bar.close()
 
 
-def _free_memory(device: torch.device, processes_on_node: int) -> float:
-    """Bytes that one of `processes_on_node` processes may count on."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return 0  # shares the computer's memory: keep the table on the CPU's side
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except OSError:  # macOS
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return available / processes_on_node
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_dir",
-        type=a_path,
+        type=file_path,
         default="dataset_pairs_wav",
         help="as made by create_dataset_pairs_wav.py (default: %(default)s)",
     )
     parser.add_argument(
-        "--cache_dir", type=a_path, help=f"where embeddings are kept (default: {CACHE_NAME} in the dataset's folder)"
+        "--cache_dir", type=file_path, help=f"where embeddings are kept (default: {CACHE_NAME} in the dataset's folder)"
     )
     parser.add_argument(
         "--encodec_weights",
-        type=a_path,
+        type=file_path,
         default="pretrained",
         help="pretrained, untrained, or a file or folder (default: %(default)s)",
     )

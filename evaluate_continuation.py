@@ -22,30 +22,23 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from audio_segments import to_pcm16, write_wav
-from checked_files import read_metrics
-from dataset_pairs import METADATA_NAME, PairRow, find_pairs, read_metadata
+from audio.frozen_encodec import load_frozen_encodec, untrained_banner
+from audio.segments import to_pcm16, write_wav
+from common import arguments
+from common.arguments import file_path
+from common.devices import pick_device
+from common.errors import UserError, printable, run_script
+from common.files import atomic_write, check_output_folder, lock_folder
+from dataset.cache import read_metrics
+from dataset.pairs import METADATA_NAME, PairRow, find_pairs, read_metadata
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
-from evaluation_figures import draw_curves, draw_per_second, mel_decibels, write_spectrogram
-from evaluation_measures import verdict
-from evaluation_report import write_report
-from evaluation_rows import Evaluation, by_track, read_wav, spread_over_tracks, summarise
-from frozen_encodec import load_frozen_encodec, untrained_banner
+from evaluation.figures import draw_curves, draw_per_second, mel_decibels, write_spectrogram
+from evaluation.measures import verdict
+from evaluation.report import write_report
+from evaluation.rows import Evaluation, by_track, read_wav, spread_over_tracks, summarise
 from generate_continuation import check_codec, decode_joined
 from model_simple_transformer import load_checkpoint, simple_transformer_from
-from pipeline_common import (
-    UserError,
-    a_path,
-    check_output_folder,
-    locked,
-    pick_device,
-    positive_int,
-    printable,
-    run_script,
-    whole_number,
-    written_beside,
-)
-from training_state import METRICS
+from training.checkpoint import METRICS
 
 FORMAT = "jingle_d results 1"
 OWN_FILES = re.compile(r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second)_\w+\.png")
@@ -54,21 +47,36 @@ OWN_FILES = re.compile(r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=a_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
-    add("--dataset_dir", type=a_path, default="dataset_pairs_wav", help="its val/ is used (default: %(default)s)")
-    add("--output_dir", type=a_path, default="results_simple", help="(default: %(default)s)")
-    add("--num_examples", type=whole_number, default=8, help="pairs to look at and listen to (default: %(default)s)")
+    add("--checkpoint", type=file_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
+    add("--dataset_dir", type=file_path, default="dataset_pairs_wav", help="its val/ is used (default: %(default)s)")
+    add("--output_dir", type=file_path, default="results_simple", help="(default: %(default)s)")
+    add(
+        "--num_examples",
+        type=arguments.number(int, at_least=0, below=2**63),
+        default=8,
+        help="pairs to look at and listen to (default: %(default)s)",
+    )
     add(
         "--max_sound_pairs",
-        type=positive_int,
+        type=arguments.number(int, at_least=1),
         default=100,
         help="pairs to decode for FAD, log-mel and chroma, spread over the tracks (default: %(default)s)",
     )
-    add("--batch_size", type=positive_int, default=8, help="changes the speed, not the results (default: %(default)s)")
-    add("--seed", type=whole_number, default=42, help="of bootstrap and choices (default: %(default)s)")
-    add("--cache_dir", type=a_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
+    add(
+        "--batch_size",
+        type=arguments.number(int, at_least=1),
+        default=8,
+        help="changes the speed, not the results (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=arguments.number(int, at_least=0, below=2**63),
+        default=42,
+        help="of bootstrap and choices (default: %(default)s)",
+    )
+    add("--cache_dir", type=file_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=file_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     return parser.parse_args()
 
 
@@ -199,7 +207,7 @@ def main() -> int:
             f"{dataset_dir} have {dataset.num_samples}; name the --dataset_dir it was trained on"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
-    with locked(output_dir, "an evaluation"):
+    with lock_folder(output_dir, "an evaluation"):
         prepare_cache([dataset])
         progress = Progress()
         tracks = [row.source for row in pairs]
@@ -222,7 +230,7 @@ def main() -> int:
                 stale.unlink()
         results["seconds"] = round(time.monotonic() - started, 1)
         results = plain(results)
-        with written_beside(output_dir / "results.json") as beside:
+        with atomic_write(output_dir / "results.json") as beside:
             beside.write_text(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
         write_report(output_dir / "report.html", results)
     print(f"{results['verdict']['sentence']}\n{output_dir / 'report.html'}: open it in a browser", flush=True)

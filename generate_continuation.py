@@ -19,19 +19,13 @@ from pathlib import Path
 import soundfile
 import torch
 
-from audio_segments import AudioError, read_last_segment, to_pcm16, write_wav
-from frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
+from audio.segments import AudioError, read_last_segment, to_pcm16, write_wav
+from common.arguments import file_path, number
+from common.devices import pick_device
+from common.errors import UserError, printable, run_script
+from common.files import check_output_folder, remove_partial_files
 from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
-from pipeline_common import (
-    UserError,
-    a_path,
-    check_output_folder,
-    pick_device,
-    positive_int_to,
-    printable,
-    remove_leftovers,
-    run_script,
-)
 
 PARTS = ("context", "continuation", "joined")
 OURS = "Jingle_D continuation"  # the comment in the header of what this writes
@@ -100,13 +94,13 @@ def _is_ours(path: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("inputs", nargs="+", type=a_path, metavar="INPUT", help="audio files, at least as long as a segment")
-    add("--checkpoint", type=a_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
-    add("--output_dir", type=a_path, default="continuations", help="(default: %(default)s)")
-    add("--num_segments", type=positive_int_to(1000), default=1, help="how many (default: %(default)s)")
+    add("inputs", nargs="+", type=file_path, metavar="INPUT", help="audio files, at least as long as a segment")
+    add("--checkpoint", type=file_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
+    add("--output_dir", type=file_path, default="continuations", help="(default: %(default)s)")
+    add("--num_segments", type=number(int, at_least=1, at_most=1000), default=1, help="how many (default: %(default)s)")
     add("--quantize", action="store_true", help="snap the prediction to the codec's 6 kbps codebooks")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=file_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     args = parser.parse_args()
 
     output_dir, device = Path(args.output_dir), pick_device(args.device)
@@ -125,7 +119,7 @@ def main() -> int:
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output_dir)
+    remove_partial_files(output_dir)
 
     for path, name, waveform in zip(args.inputs, names, contexts, strict=True):
         context = codec.encode(torch.from_numpy(waveform).view(1, 1, -1))

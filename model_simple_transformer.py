@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from checked_files import load_tensors, unseal
-from pipeline_common import UserError, run_script
+from common.errors import UserError, run_script
+from dataset.cache import load_tensors, unseal
 
 CHECKPOINT_FORMAT = "jingle_d 2"
 # What is read from any checkpoint, by type.

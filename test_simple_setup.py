@@ -21,11 +21,13 @@ import soundfile
 import torch
 import torchaudio
 
+from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
+from common.arguments import file_path
+from common.devices import available_cores, pick_device
+from common.errors import UserError, run_script
 from dataset_wav_pairs import WavPairsDataset
-from frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, count_parameters
-from pipeline_common import UserError, a_path, available_cores, pick_device, run_script
-from training_state import TrainConfig
+from training.checkpoint import TrainConfig
 
 
 @dataclasses.dataclass
@@ -164,9 +166,9 @@ def test_setup(check: Callable[[Setup], str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--encodec_weights", type=a_path, default="pretrained", help="pretrained, untrained, or a file or folder")
+    add("--encodec_weights", type=file_path, default="pretrained", help="pretrained, untrained, or a file or folder")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--dataset_dir", type=a_path, help="a dataset to check (default: dataset_pairs_wav, if it is there)")
+    add("--dataset_dir", type=file_path, help="a dataset to check (default: dataset_pairs_wav, if it is there)")
     setup = Setup(**vars(parser.parse_args()))
     failed = []
     for check in CHECKS:

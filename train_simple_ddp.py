@@ -29,27 +29,15 @@ import torch.distributed
 import torch.multiprocessing
 from tqdm import tqdm
 
-from dataset_pairs import find_pairs
-from frozen_encodec import find_weights
-from pipeline_common import (
-    UserError,
-    a_path,
-    check_output_folder,
-    describe_os_error,
-    end_with_parent,
-    fraction,
-    job_folder,
-    non_negative_float,
-    pick_device,
-    positive_float,
-    positive_int,
-    positive_int_to,
-    printable,
-    run_script,
-    whole_number,
-)
+from audio.frozen_encodec import find_weights
+from common.arguments import file_path, number
+from common.devices import pick_device
+from common.errors import UserError, describe_os_error, printable, run_script
+from common.files import check_output_folder
+from dataset.cutting import exit_with_parent
+from dataset.pairs import find_pairs
 from train_simple_worker import train_worker
-from training_state import TrainConfig
+from training.checkpoint import TrainConfig, job_folder
 
 
 def parse_args() -> tuple[TrainConfig, int | None, bool]:
@@ -62,22 +50,28 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
             f"--{flag}", default=getattr(defaults, flag), help=f"{help} (default: %(default)s)", **options
         )
 
-    add("dataset_dir", "as made by create_dataset_pairs_wav.py", type=a_path)
-    add("checkpoint_dir", "where checkpoints and metrics.jsonl go", type=a_path)
-    add("batch_size", "pairs per process and step", type=positive_int)
-    add("epochs", "at most so many", type=positive_int)
-    add("lr", "AdamW's learning rate", type=positive_float)
-    add("weight_decay", "AdamW's weight decay", type=non_negative_float)
-    add("patience", "stop after so many epochs without a better validation MSE", type=positive_int)
-    add("scheduler_factor", "the learning rate is multiplied by this on a plateau", type=fraction)
-    add("scheduler_patience", "epochs without progress before that", type=whole_number)
-    add("max_grad_norm", "gradients are clipped to this norm", type=positive_float)
-    add("checkpoint_every", "epochs between the checkpoint_epoch_N.pt that are kept", type=positive_int)
-    add("num_layers", "transformer layers", type=positive_int_to(1000))
-    add("num_heads", "attention heads", type=positive_int_to(128))
-    add("dropout", "on embeddings, residual branches and feed-forward", type=fraction)
+    add("dataset_dir", "as made by create_dataset_pairs_wav.py", type=file_path)
+    add("checkpoint_dir", "where checkpoints and metrics.jsonl go", type=file_path)
+    add("batch_size", "pairs per process and step", type=number(int, at_least=1))
+    add("epochs", "at most so many", type=number(int, at_least=1))
+    add("lr", "AdamW's learning rate", type=number(float, above=0))
+    add("weight_decay", "AdamW's weight decay", type=number(float, at_least=0))
+    add("patience", "stop after so many epochs without a better validation MSE", type=number(int, at_least=1))
+    add(
+        "scheduler_factor",
+        "the learning rate is multiplied by this on a plateau",
+        type=number(float, at_least=0, below=1),
+    )
+    add("scheduler_patience", "epochs without progress before that", type=number(int, at_least=0, below=2**63))
+    add("max_grad_norm", "gradients are clipped to this norm", type=number(float, above=0))
+    add("checkpoint_every", "epochs between the checkpoint_epoch_N.pt that are kept", type=number(int, at_least=1))
+    add("num_layers", "transformer layers", type=number(int, at_least=1, at_most=1000))
+    add("num_heads", "attention heads", type=number(int, at_least=1, at_most=128))
+    add("dropout", "on embeddings, residual branches and feed-forward", type=number(float, at_least=0, below=1))
     parser.add_argument(
-        "--num_processes", type=positive_int_to(1024), help="on this machine (default: one per GPU, else 1)"
+        "--num_processes",
+        type=number(int, at_least=1, at_most=1024),
+        help="on this machine (default: one per GPU, else 1)",
     )
     add("device", "auto is CUDA, else Apple's GPU, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
     add(
@@ -93,10 +87,10 @@ def parse_args() -> tuple[TrainConfig, int | None, bool]:
     )
     parser.add_argument("--no_cache", action="store_true", help="encode every batch as it comes and keep nothing")
     parser.add_argument(
-        "--cache_dir", type=a_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)"
+        "--cache_dir", type=file_path, help="where embeddings are kept (default: .embedding_cache in dataset_dir)"
     )
-    add("encodec_weights", "pretrained, untrained, or a file or folder", type=a_path)
-    add("seed", "of weights, data order and dropout", type=whole_number)
+    add("encodec_weights", "pretrained, untrained, or a file or folder", type=file_path)
+    add("seed", "of weights, data order and dropout", type=number(int, at_least=0, below=2**63))
     parser.add_argument("--check_only", action="store_true", help="check dataset, weights and devices, train nothing")
     args = vars(parser.parse_args())
     num_processes, check_only = args.pop("num_processes"), args.pop("check_only")
@@ -142,7 +136,7 @@ def run_process(rank: int, world_size: int, config: TrainConfig, mistakes: Simpl
     """One of several processes: a user's mistake met there ends in one line, as in a single one."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     if mistakes is not None:
-        end_with_parent()
+        exit_with_parent()
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, would be left behind
     try:
         if mistakes is None:
@@ -201,8 +195,8 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, pass_on)
+    for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(signal_number, pass_on)
     try:
         while not started.join(grace_period=5):
             pass

@@ -22,11 +22,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from audio.frozen_encodec import load_frozen_encodec, untrained_banner
+from common.devices import available_cores, pick_device
+from common.errors import UserError
+from common.files import lock_folder
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
-from frozen_encodec import load_frozen_encodec, untrained_banner
 from model_simple_transformer import SimpleTransformer, count_parameters
-from pipeline_common import UserError, available_cores, job_folder, locked, pick_device
-from training_state import (
+from training.checkpoint import (
     BEST,
     LAST,
     MetricsLog,
@@ -39,6 +41,7 @@ from training_state import (
     describe_run,
     epoch_chunks,
     evaluation_command,
+    job_folder,
     leave_group,
     mean_and_variance,
     mix_seed,
@@ -74,7 +77,7 @@ def train_worker(rank: int, world_size: int, config: TrainConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if rank == 0:
-            stack.enter_context(locked(folder, "a training"))
+            stack.enter_context(lock_folder(folder, "a training"))
         if world_size > 1:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))

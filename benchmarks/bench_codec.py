@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from audio.frozen_encodec import FrozenEncodec
 from benchmarks.measure import Row, best_of_alternating
-from frozen_encodec import FrozenEncodec
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def memory(work_dir: Path) -> Row:
     """The peak memory of a worker that has done a file of 3 hours against one of 10 minutes."""
     peaks = []
     code = (
-        "import argparse, sys; from track_staging import stage_track; from benchmarks.measure import peak_memory;"
+        "import argparse, sys; from dataset.cutting import stage_track; from benchmarks.measure import peak_memory;"
         "settings = dict(segment_duration=16, sample_rate=24000, min_level_db=-60.0, max_pairs=100000);"
         "stage_track('0.flac', sys.argv[1], sys.argv[2], argparse.Namespace(**settings));"
         "print(peak_memory())"

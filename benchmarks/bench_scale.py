@@ -25,9 +25,9 @@ import torch._dynamo  # noqa: E402 (torch.optim imports it when first used)
 
 import dataset_wav_pairs  # noqa: E402
 import train_simple_worker  # noqa: E402
+from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks.measure import Row, peak_memory  # noqa: E402
-from frozen_encodec import load_frozen_encodec  # noqa: E402
-from training_state import TrainConfig, epoch_chunks  # noqa: E402
+from training.checkpoint import TrainConfig, epoch_chunks  # noqa: E402
 
 SIZES = (2_000, 20_000, 200_000)
 SEGMENTS = SIZES[0] + 1

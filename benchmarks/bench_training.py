@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from audio.frozen_encodec import FrozenEncodec
 from benchmarks.literal_baseline import LiteralTraining
 from benchmarks.measure import Row, best_of_alternating
-from frozen_encodec import FrozenEncodec
 from model_simple_transformer import SimpleTransformer
 from train_simple_worker import train_worker
-from training_state import TrainConfig
+from training.checkpoint import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,10 +21,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks import bench_codec, bench_dataset, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
-from frozen_encodec import load_frozen_encodec  # noqa: E402
-from pipeline_common import a_path, available_cores, run_script, written_beside  # noqa: E402
+from common.arguments import file_path  # noqa: E402
+from common.devices import available_cores  # noqa: E402
+from common.errors import run_script  # noqa: E402
+from common.files import atomic_write  # noqa: E402
 
 SUBJECTS = ("codec", "training", "dataset", "scale")
 
@@ -70,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)} (default: all)")
     default = "benchmarks/results/benchmarks.json"
-    parser.add_argument("--output", type=a_path, default=default, help="(default: %(default)s)")
+    parser.add_argument("--output", type=file_path, default=default, help="(default: %(default)s)")
     args = parser.parse_args()
     unknown = set(args.subjects) - set(SUBJECTS)
     if unknown:
@@ -97,7 +100,7 @@ def main() -> int:
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)
-    with written_beside(output) as beside:
+    with atomic_write(output) as beside:
         beside.write_text(json.dumps(about | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     return 0
 

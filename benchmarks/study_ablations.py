@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from audio.frozen_encodec import load_frozen_encodec
+from common.arguments import file_path, number
+from common.errors import run_script
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
-from frozen_encodec import load_frozen_encodec
 from model_simple_transformer import EncoderLayer, SimpleTransformer
-from pipeline_common import a_path, positive_float, positive_int, run_script
 
 VARIANTS = ("as it is", "not standardised", "dropout inside attention")
 
@@ -76,13 +77,13 @@ def train(variant: str, seed: int, data: dict, steps: int, every: int, args: arg
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", type=a_path, default="dataset_pairs_wav", help="(default: %(default)s)")
-    parser.add_argument("--encodec_weights", type=a_path, default="pretrained", help="(default: %(default)s)")
-    parser.add_argument("--frames", type=positive_int, default=240, help="of a part (default: %(default)s)")
-    parser.add_argument("--steps", type=positive_int, default=60, help="(default: %(default)s)")
-    parser.add_argument("--batch_size", type=positive_int, default=4, help="parts (default: %(default)s)")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="how many (default: %(default)s)")
-    parser.add_argument("--lr", type=positive_float, default=1e-4, help="(default: %(default)s)")
+    parser.add_argument("--dataset_dir", type=file_path, default="dataset_pairs_wav", help="(default: %(default)s)")
+    parser.add_argument("--encodec_weights", type=file_path, default="pretrained", help="(default: %(default)s)")
+    parser.add_argument("--frames", type=number(int, at_least=1), default=240, help="of a part (default: %(default)s)")
+    parser.add_argument("--steps", type=number(int, at_least=1), default=60, help="(default: %(default)s)")
+    parser.add_argument("--batch_size", type=number(int, at_least=1), default=4, help="parts (default: %(default)s)")
+    parser.add_argument("--seeds", type=number(int, at_least=1), default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--lr", type=number(float, above=0), default=1e-4, help="(default: %(default)s)")
     args = parser.parse_args()
     codec = load_frozen_encodec(args.encodec_weights)
     splits = {name: WavPairsDataset(Path(args.dataset_dir, name), codec) for name in ("train", "val")}

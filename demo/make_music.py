@@ -18,7 +18,9 @@ import numpy as np
 import soundfile
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from pipeline_common import a_path, positive_int_to, run_script, whole_number
+from common import arguments
+from common.arguments import file_path
+from common.errors import run_script
 
 SAMPLE_RATE = 44100
 PROGRESSIONS = [(0, 5, 3, 4), (0, 3, 4, 0), (5, 3, 0, 4), (0, 4, 5, 3), (1, 4, 0, 5)]  # degrees of the scale
@@ -85,12 +87,19 @@ def make_track(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=a_path, default="demo/music", help="(default: %(default)s)")
-    parser.add_argument("--num_tracks", type=positive_int_to(10000), default=14, help="(default: %(default)s)")
+    parser.add_argument("--output_dir", type=file_path, default="demo/music", help="(default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=positive_int_to(3600), default=50, help="of each track (default: %(default)s)"
+        "--num_tracks", type=arguments.number(int, at_least=1, at_most=10000), default=14, help="(default: %(default)s)"
     )
-    parser.add_argument("--seed", type=whole_number, default=7, help="(default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=arguments.number(int, at_least=1, at_most=3600),
+        default=50,
+        help="of each track (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=arguments.number(int, at_least=0, below=2**63), default=7, help="(default: %(default)s)"
+    )
     args = parser.parse_args()
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

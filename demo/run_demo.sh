@@ -9,7 +9,7 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "The codec's weights"
 weights=${ENCODEC_WEIGHTS:-pretrained}
-if ! python frozen_encodec.py --encodec_weights "$weights"; then
+if ! python test_simple_setup.py --encodec_weights "$weights"; then
     weights=untrained
     cat <<'BANNER'
 ************************************************************************************

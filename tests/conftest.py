@@ -70,7 +70,7 @@ def rng(seed) -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def codec():
-    from frozen_encodec import load_frozen_encodec
+    from audio.frozen_encodec import load_frozen_encodec
 
     return load_frozen_encodec("untrained")
 

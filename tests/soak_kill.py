@@ -38,7 +38,8 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 
-from pipeline_common import positive_float, positive_int, run_script, whole_number  # noqa: E402
+from common import arguments  # noqa: E402
+from common.errors import run_script  # noqa: E402
 
 SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
 SCRIPTS += ("generate_continuation",)
@@ -349,10 +350,17 @@ class Soak:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=positive_int, default=200, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=whole_number, help="of the moments (default: drawn, and printed)")
+    parser.add_argument("--kills", type=arguments.number(int, at_least=1), default=200, help="(default: %(default)s)")
     parser.add_argument(
-        "--minutes", type=positive_float, default=60, help="begin no chain after these (default: %(default)s)"
+        "--seed",
+        type=arguments.number(int, at_least=0, below=2**63),
+        help="of the moments (default: drawn, and printed)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=arguments.number(float, above=0),
+        default=60,
+        help="begin no chain after these (default: %(default)s)",
     )
     parser.add_argument("--only", choices=[stage.name for stage in stages(Path())], help="kill only this")
     args = parser.parse_args()

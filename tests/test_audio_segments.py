@@ -7,7 +7,7 @@ import torch
 import torchaudio.functional
 from conftest import noise
 
-from audio_segments import (
+from audio.segments import (
     BETA,
     FILTER_WIDTH,
     ROLLOFF,

@@ -13,10 +13,10 @@ import soundfile
 from bad_audio import LONG_NAME, NOT_UTF8, ZOO, mp3, song, write
 from conftest import run_script
 
-from audio_segments import AudioError, find_audio_files, read_last_segment
-from dataset_pairs import Track, read_metadata
-from pipeline_common import printable
-from track_staging import stage_track
+from audio.segments import AudioError, find_audio_files, read_last_segment
+from common.errors import printable
+from dataset.cutting import stage_track
+from dataset.pairs import Track, read_metadata
 
 MP3_DELAY = 1105  # samples: encoder and decoder together, where no header tells how much to trim
 
@@ -202,7 +202,7 @@ def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
 
 @pytest.mark.parametrize("happens", ["grows", "shrinks", "vanishes"])
 def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, happens):
-    import track_staging
+    from dataset import cutting as track_staging
 
     path, real = tmp_path / "song.wav", track_staging.write_wav
     write(path, song(100), 44100)

@@ -11,13 +11,13 @@ import torch
 from conftest import checkpoint_of
 
 import evaluate_continuation
-from checked_files import metrics_line, read_metrics
-from dataset_pairs import read_metadata
+from common.errors import UserError
+from dataset.cache import metrics_line, read_metrics
+from dataset.pairs import read_metadata
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
 from model_simple_transformer import SimpleTransformer, load_checkpoint
-from pipeline_common import UserError
 from train_simple_worker import train_worker
-from training_state import MetricsLog, TrainConfig, read_last, save_checkpoint
+from training.checkpoint import MetricsLog, TrainConfig, read_last, save_checkpoint
 
 
 def damaged(whole: bytes, rng: np.random.Generator, positions: list[int]) -> list[tuple[str, bytes]]:

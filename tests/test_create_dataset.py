@@ -16,8 +16,8 @@ from conftest import ROOT, noise, one_line_error, run_script, write_track
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_pairs import Pair, Segment, Track, read_metadata, split_pairs, usable_pairs
-from pipeline_common import UserError
+from common.errors import UserError
+from dataset.pairs import Pair, Segment, Track, read_metadata, split_pairs, usable_pairs
 
 SCRIPT = "create_dataset_pairs_wav.py"
 
@@ -275,7 +275,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, small_music, seed):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_is_named(tmp_path):
-    from audio_segments import AudioError, find_audio_files, open_audio
+    from audio.segments import AudioError, find_audio_files, open_audio
 
     write_track(tmp_path / "m/closed/a.wav", 3, seed=1)
     (tmp_path / "m/closed").chmod(0)

@@ -13,8 +13,8 @@ from conftest import noise, one_line_error, write_track
 from torch.utils.data import DataLoader
 
 import dataset_wav_pairs
+from common.errors import UserError
 from dataset_wav_pairs import EmbeddingCache, PairEmbeddings, WavPairsDataset, prepare_cache
-from pipeline_common import UserError
 
 
 @pytest.fixture

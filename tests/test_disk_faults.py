@@ -21,9 +21,9 @@ from soak_kill import content, difference, outcome
 import create_dataset_pairs_wav
 import evaluate_continuation
 import generate_continuation
-import pipeline_common
 import train_simple_ddp
-from training_state import MetricsLog
+from common import errors
+from training.checkpoint import MetricsLog
 
 CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 DISK_KB = 32 * 1024
@@ -68,7 +68,7 @@ def run(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            pipeline_common.run_script(module.main)
+            errors.run_script(module.main)
         lines = capfd.readouterr().err.splitlines()
         return leaving.value.code, "\n".join(line for line in lines if not line.startswith("***"))
 
@@ -224,4 +224,4 @@ def test_metrics_that_cannot_be_appended_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
         MetricsLog(tmp_path).append({"epoch": 1})
-    assert pipeline_common.describe_os_error(caught.value).startswith(f"{tmp_path}/metrics.jsonl: No space left")
+    assert errors.describe_os_error(caught.value).startswith(f"{tmp_path}/metrics.jsonl: No space left")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluation_measures as measures
-from evaluation_measures import FrameSet, bootstrap_ratio, fad_score, frechet_distance, verdict
+from evaluation import measures
+from evaluation.measures import FrameSet, bootstrap_ratio, fad_score, frechet_distance, verdict
 
 # ------------------------------------------------------------------ intervals
 

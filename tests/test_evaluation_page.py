@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import evaluate_continuation
-import evaluation_report
-from audio_segments import write_wav
-from dataset_pairs import PairRow, write_metadata
-from evaluation_measures import one_thread
-from pipeline_common import UserError
+from audio.segments import write_wav
+from common.errors import UserError
+from dataset.pairs import PairRow, write_metadata
+from evaluation import report as evaluation_report
+from evaluation.measures import one_thread
 from train_simple_worker import train_worker
-from training_state import TrainConfig, save_checkpoint
+from training.checkpoint import TrainConfig, save_checkpoint
 
 RATE = 24000
 HOSTILE = "<img src=x onerror=alert(1)>.wav"

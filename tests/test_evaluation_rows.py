@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluation_measures as measures
-from audio_segments import write_wav
+from audio.frozen_encodec import load_frozen_encodec
+from audio.segments import write_wav
+from common.errors import UserError
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
-from evaluation_measures import verdict
-from evaluation_rows import ROWS, Evaluation, other_tracks, spread_over_tracks, summarise
-from frozen_encodec import load_frozen_encodec
-from pipeline_common import UserError
+from evaluation import measures
+from evaluation.measures import verdict
+from evaluation.rows import ROWS, Evaluation, other_tracks, spread_over_tracks, summarise
 
 RATE = 24000
 SOUND_COLUMNS = ("fad", "fad_inf", "log_mel_distance", "chroma_cosine", "mse_reencoded")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, checkpoint_of, one_line_error, write_track
 
-import pipeline_common as common
+import common.errors as common
 
 NO_NUMBER = ("", "x", "nan", "inf", "-inf", "1e999", "0x10")
 NONSENSE = {
@@ -22,7 +22,7 @@ NONSENSE = {
     common.finite_float: NO_NUMBER,
     common.fraction: (*NO_NUMBER, "-0.1", "1", "1e300"),
     common.positive_int_to.__qualname__: (*NO_NUMBER, "-1", "0", "1.5", "999999", "9" * 30),
-    common.a_path: ("", "a\0b"),
+    common.file_path: ("", "a\0b"),
 }
 # What a path flag names: a folder or file that must be there, or one that is to be made.
 ROLES = {
@@ -105,7 +105,7 @@ def cases(script: str) -> list[tuple[str | None, str]]:
             kind = kind if kind in NONSENSE else kind.__qualname__.split(".<")[0]
             found += [(flag, value) for value in NONSENSE[kind]]
         assert flag in dict(found), f"{script} {flag}: there is no nonsense for it"
-        if kind is common.a_path and script != "test_simple_setup.py":  # which tells each mistake in its own way
+        if kind is common.file_path and script != "test_simple_setup.py":  # which tells each mistake in its own way
             role = next(role for role, names in ROLES.items() if action.dest in names)
             found += [(flag, value) for value in WRONG_PATHS[role]]
     return found
@@ -115,7 +115,7 @@ def cases(script: str) -> list[tuple[str | None, str]]:
 def place(tmp_path_factory, small_dataset):
     """A folder in which every right command would run."""
     from model_simple_transformer import SimpleTransformer
-    from training_state import save_checkpoint
+    from training.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("place")
     (folder / "dataset").symlink_to(small_dataset)

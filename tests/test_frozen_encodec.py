@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import one_line_error, run_script
 
-import frozen_encodec
-from frozen_encodec import find_weights, load_frozen_encodec
-from pipeline_common import UserError
+from audio import frozen_encodec
+from audio.frozen_encodec import find_weights, load_frozen_encodec
+from common.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,6 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
 def test_no_weights_and_no_network_is_one_line(tmp_path):
     proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     line = one_line_error("frozen_encodec.py", says="no EnCodec weights", **proxy)
-    assert str(tmp_path) in line and "python frozen_encodec.py" in line and "--encodec_weights" in line
+    assert str(tmp_path) in line and "python test_simple_setup.py" in line and "--encodec_weights" in line
     one_line_error("frozen_encodec.py", "--encodec_weights", tmp_path / "none", says="no file")
     assert "untrained-1" in run_script("frozen_encodec.py", "--encodec_weights", "untrained").stdout

@@ -10,10 +10,10 @@ import torch
 from conftest import SHARED_MUSIC, checkpoint_of, one_line_error, run_script, write_track
 
 import generate_continuation
+from common.errors import UserError
 from generate_continuation import continue_embeddings, decode_joined
 from model_simple_transformer import SimpleTransformer
-from pipeline_common import UserError
-from training_state import save_checkpoint
+from training.checkpoint import save_checkpoint
 
 SCRIPT = "generate_continuation.py"
 UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")

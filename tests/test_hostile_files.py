@@ -19,17 +19,17 @@ import torch
 from conftest import ROOT, checkpoint_of, run_script, write_track
 
 import evaluate_continuation
-import evaluation_report
-import frozen_encodec
 import generate_continuation
 import train_simple_ddp
-from checked_files import EmbeddingCache, metrics_line, read_metrics, seal
-from dataset_pairs import PairRow, read_metadata, write_metadata
-from frozen_encodec import load_frozen_encodec
+from audio import frozen_encodec
+from audio.frozen_encodec import load_frozen_encodec
+from common.errors import UserError
+from common.errors import run_script as end_as_a_script
+from dataset.cache import EmbeddingCache, metrics_line, read_metrics, seal
+from dataset.pairs import PairRow, read_metadata, write_metadata
+from evaluation import report as evaluation_report
 from model_simple_transformer import CHECKPOINT_FORMAT, SimpleTransformer, load_checkpoint
-from pipeline_common import UserError
-from pipeline_common import run_script as end_as_a_script
-from training_state import Progress, TrainConfig, read_last, restore_state, save_checkpoint
+from training.checkpoint import Progress, TrainConfig, read_last, restore_state, save_checkpoint
 
 
 class Payload:

@@ -11,7 +11,7 @@ from model_simple_transformer import (
     dropout,
     load_simple_transformer,
 )
-from training_state import save_checkpoint
+from training.checkpoint import save_checkpoint
 
 
 def test_859520_parameters():

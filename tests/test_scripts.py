@@ -123,15 +123,15 @@ def test_files_stay_short_enough_to_read():
 
 
 def test_written_beside_leaves_nothing_behind(tmp_path):
-    from pipeline_common import written_beside
+    from common.files import atomic_write
 
     target = Path(tmp_path, "a" * 250)
     target.write_text("old")
-    with pytest.raises(RuntimeError), written_beside(target) as beside:
+    with pytest.raises(RuntimeError), atomic_write(target) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old" and os.listdir(tmp_path) == [target.name]
-    with written_beside(target, sync=True) as beside:
+    with atomic_write(target, sync=True) as beside:
         beside.write_text("new")
     assert target.read_text() == "new" and os.listdir(tmp_path) == [target.name]
     os.umask(before := os.umask(0))
@@ -139,37 +139,37 @@ def test_written_beside_leaves_nothing_behind(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
-    from pipeline_common import locked, remove_leftovers, written_beside
+    from common.files import atomic_write, lock_folder, remove_partial_files
 
-    code = "import os, sys; from pipeline_common import locked, written_beside as w\n"
-    code += "with locked(sys.argv[1], 'killed'), w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
+    code = "import os, sys; from common.errors import lock_folder, atomic_write as w\n"
+    code += "with lock_folder(sys.argv[1], 'killed'), w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT)
     (left,) = set(tmp_path.iterdir()) - {tmp_path / ".lock"}
     own = [tmp_path / name for name in ("mine.part", ".mine.part", "a.abcdefgh.part")]
     for path in own:
         path.write_text("mine")
-    with written_beside(tmp_path / "a") as beside:
+    with atomic_write(tmp_path / "a") as beside:
         beside.write_text("whole")
-        with locked(tmp_path, "a test"):
+        with lock_folder(tmp_path, "a test"):
             assert not left.exists() and beside.exists()
-    remove_leftovers(tmp_path)
+    remove_partial_files(tmp_path)
     assert set(tmp_path.iterdir()) == {*own, tmp_path / "a", tmp_path / ".lock"}
 
 
 def test_a_file_taken_for_a_leftover_before_its_writer_could_lock_it_is_made_again(tmp_path, monkeypatch):
     import tempfile
 
-    from pipeline_common import remove_leftovers, written_beside
+    from common.files import atomic_write, remove_partial_files
 
     make, made = tempfile.mkstemp, []
 
     def make_and_lose(**kwargs):
         made.append(make(**kwargs))
         if len(made) < 3:
-            remove_leftovers(tmp_path)
+            remove_partial_files(tmp_path)
         return made[-1]
 
     monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
-    with written_beside(tmp_path / "a") as beside:
+    with atomic_write(tmp_path / "a") as beside:
         beside.write_text("whole")
     assert len(made) == 3 and (tmp_path / "a").read_text() == "whole" and os.listdir(tmp_path) == ["a"]

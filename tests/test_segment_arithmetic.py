@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_segments import stream_segments
-from dataset_pairs import Segment, Track, usable_pairs
+from audio.segments import stream_segments
+from dataset.pairs import Segment, Track, usable_pairs
 
 
 class Samples:

@@ -16,11 +16,11 @@ from conftest import ROOT, one_line_error, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checked_files import read_metrics
+from dataset.cache import read_metrics
 from dataset_wav_pairs import WavPairsDataset
 from model_simple_transformer import load_simple_transformer
 from train_simple_worker import train_worker
-from training_state import TrainConfig, epoch_chunks
+from training.checkpoint import TrainConfig, epoch_chunks
 
 SCRIPT = "train_simple_ddp.py"
 QUICK = ("--encodec_weights", "untrained", "--device", "cpu", "--num_layers", 1, "--lr", 1e-3)

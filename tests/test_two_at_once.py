@@ -13,7 +13,8 @@ from soak_kill import difference, outcome
 from test_create_dataset import contents
 
 import evaluate_continuation
-from pipeline_common import UserError, locked
+from common.errors import UserError
+from common.files import lock_folder
 
 CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 
@@ -81,7 +82,7 @@ def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, check
     command = ["evaluate_continuation.py", "--checkpoint", checkpoint, "--dataset_dir", small_dataset, *CODEC]
     monkeypatch.setattr(sys, "argv", [*map(str, command), "--output_dir", str(tmp_path)])
     with (
-        locked(tmp_path, "an evaluation"),
+        lock_folder(tmp_path, "an evaluation"),
         pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation, process {os.getpid()} on "),
     ):
         evaluate_continuation.main()

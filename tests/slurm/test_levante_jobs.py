@@ -210,7 +210,7 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     offline = {"TORCH_HOME": str(tmp_path), "https_proxy": silent_network, "no_proxy": ""}
     no_python = {"PATH": "/usr/bin:/bin"}
     cases = {  # name: (folder, command, environment, what the line must say)
-        "no_weights": (user.folder, [train, "--device", "cpu"], offline, "python frozen_encodec.py"),
+        "no_weights": (user.folder, [train, "--device", "cpu"], offline, "python test_simple_setup.py"),
         "no_gpu_seen": (user.folder, [train, *UNTRAINED], {}, "torch sees no CUDA GPU"),
         "no_gpu_given": (user.folder, ["--gpus-per-node=0", train, *TINY], {}, "--gpus-per-node"),
         "no_dataset": (user.folder, [train, *TINY, "--dataset_dir", "nothing"], {}, "create the dataset first"),
@@ -250,7 +250,7 @@ ON_A_LOGIN_NODE = [
     "python3 -m venv .venv",
     "source .venv/bin/activate",
     "pip install -r requirements.txt",
-    "python frozen_encodec.py",
+    "python test_simple_setup.py",
     "python test_simple_setup.py",
     "export SBATCH_ACCOUNT=PROJECT",  # holds for all tests here
 ]

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipeline_common import UserError, written_beside
+from common.errors import UserError
+from common.files import atomic_write
 
 METADATA_NAME = "metadata.txt"
 TITLE = "Jingle_D: pairs of consecutive segments, mono 16-bit WAV"
@@ -65,7 +66,7 @@ def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
     return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
 
 
-def why_unusable(track: Track, owners: dict[str, str]) -> str:
+def reason_skipped(track: Track, owners: dict[str, str]) -> str:
     """Why a track gave no pair, in a few words."""
     for segment in track.segments:
         if segment.usable and owners[segment.digest] != track.source:
@@ -135,7 +136,7 @@ def write_metadata(
     lines += ["", SKIPPED_HEADER] + [f"{source}\t{reason}" for source, reason in skipped]
     lines += ["", PAIR_HEADER] + [f"{row.name}\t{row.split}\t{row.source}\t{row.start_s}" for row in pairs]
     text = "\n".join(lines) + "\n\n"
-    with written_beside(path, sync=True) as beside:
+    with atomic_write(path, sync=True) as beside:
         beside.write_text(f"{text}sha256: {_digest(text)}\n", encoding="utf-8")
 
 

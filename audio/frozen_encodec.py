@@ -1,7 +1,7 @@
 """EnCodec's two frozen halves: waveform -> continuous embeddings -> waveform.
 
-    python frozen_encodec.py                       fetch the pretrained weights (once, on a machine with a network)
-    python frozen_encodec.py --encodec_weights F   check a file or folder of weights
+    python test_simple_setup.py                       fetch the pretrained weights (once, on a machine with a network)
+    python test_simple_setup.py --encodec_weights F   check a file or folder of weights
 
 The 24 kHz EnCodec at 6 kbps, as the `encodec` package defines it, with the gradient switched off
 everywhere. `encode` returns the encoder's output *before* quantisation, `decode` takes embeddings
@@ -29,8 +29,10 @@ from encodec.modules import SConv1d
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import nn
 
-from checked_files import load_tensors
-from pipeline_common import UserError, a_path, pick_device, run_script
+from common.arguments import file_path
+from common.devices import pick_device
+from common.errors import UserError, run_script
+from dataset.cache import load_tensors
 
 WEIGHTS_NAME = "encodec_24khz-d7cc33bc.th"  # the name the encodec package gives the 24 kHz weights
 HOP_LENGTH = 320  # samples a frame: the product of the encoder's strides 2, 4, 5 and 8
@@ -289,7 +291,7 @@ def _download(path: Path) -> None:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"no EnCodec weights at {path} and no way to fetch them ({reason}); on a machine with a network run "
-            f"'python frozen_encodec.py', then copy the file there, or name it with --encodec_weights FILE"
+            f"'python test_simple_setup.py', then copy the file there, or name it with --encodec_weights FILE"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -340,7 +342,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--encodec_weights",
-        type=a_path,
+        type=file_path,
         default="pretrained",
         help="pretrained, untrained, or a file or folder (default: %(default)s)",
     )

@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline_common import printable, written_beside
+from common.errors import printable
+from common.files import atomic_write
 
 SEAL_BYTES = hashlib.sha256().digest_size
 # All that tensors and plain values need. torch would also take bytearray and torch.Tensor, which allocate
@@ -109,7 +110,7 @@ class EmbeddingCache:
 
     def write(self, key: str, embedding: np.ndarray) -> None:
         body = self._header + np.ascontiguousarray(embedding, "<f4").tobytes()
-        with written_beside(self.path(key)) as beside:
+        with atomic_write(self.path(key)) as beside:
             beside.write_bytes(body + _crc32(key, body))
 
     def present(self) -> set[str]:
@@ -162,7 +163,7 @@ class KnownAudio:
         inodes = {identity[0] for identity in new}
         kept = [entry for entry in self._kept.tolist() if entry[0] not in inodes]
         entries = sorted(kept + [(*identity, frames, key.encode()) for identity, (frames, key) in new.items()])
-        with written_beside(self.path) as beside:
+        with atomic_write(self.path) as beside:
             beside.write_bytes(seal(np.array(entries, self._ENTRY).tobytes()))
 
     @staticmethod

@@ -25,9 +25,10 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from checked_files import metrics_line, read_metrics, seal
+from common.errors import UserError, name_in_errors
+from common.files import atomic_write
+from dataset.cache import metrics_line, read_metrics, seal
 from model_simple_transformer import CHECKPOINT_FORMAT, load_checkpoint
-from pipeline_common import UserError, naming, written_beside
 
 LAST, BEST, METRICS = "last.pt", "best_model.pt", "metrics.jsonl"
 
@@ -93,7 +94,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint (tensors and plain values), sealed, beside its name and rename it."""
     content = io.BytesIO()
     torch.save(checkpoint | {"format": CHECKPOINT_FORMAT}, content)
-    with written_beside(path, sync=True) as beside:
+    with atomic_write(path, sync=True) as beside:
         beside.write_bytes(seal(content.getvalue()))
 
 
@@ -195,11 +196,11 @@ class MetricsLog:
         for problem in wrong:
             print(problem, flush=True)
         kept = [line for line in lines if line.get("epoch", 0) in range(1, epochs_done + 1)]
-        with written_beside(self.path) as beside:
+        with atomic_write(self.path) as beside:
             beside.write_text("".join(map(metrics_line, [{"baselines": baselines}, *kept])))
 
     def append(self, line: dict[str, object]) -> None:
-        with naming(self.path), open(self.path, "a") as file:
+        with name_in_errors(self.path), open(self.path, "a") as file:
             file.write(metrics_line(line))
             file.flush()
             os.fsync(file.fileno())
@@ -315,3 +316,9 @@ def describe_run(config: TrainConfig, world_size: int, device: torch.device, pre
         f"batch {config.batch_size} x {world_size} = {config.batch_size * world_size}\n"
         f"settings   {settings}"
     )
+
+
+def job_folder() -> Path | None:
+    """The folder in which run_train_simple.sh and its workers leave word for each other, if a job runs this."""
+    folder = os.environ.get("TRAIN_JOB_DIR")
+    return Path(folder) if folder else None

@@ -14,9 +14,11 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from evaluation_figures import mel_height
-from evaluation_page_style import SCRIPT, STYLE
-from pipeline_common import UserError, a_path, run_script, written_beside
+from common.arguments import file_path
+from common.errors import UserError, run_script
+from common.files import atomic_write
+from evaluation.figures import mel_height
+from evaluation.page_style import SCRIPT, STYLE
 
 COLUMNS = [
     ("mse", "MSE", "↓", "Mean squared error of the embeddings, with its 95% interval: what the model was trained on."),
@@ -113,7 +115,7 @@ batch size but for the rounding of floating-point numbers. Every number is in
         f"<title>Does the concept work? {checkpoint['path']}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>{body}<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(page, encoding="utf-8")
 
 
@@ -286,7 +288,7 @@ tracks. Mel spectrograms, 70 dB from the brightest point of context and truth do
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results_dir", type=a_path, help="folder with results.json")
+    parser.add_argument("results_dir", type=file_path, help="folder with results.json")
     folder = Path(parser.parse_args().results_dir)
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

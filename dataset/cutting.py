@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio_segments import AudioError, SilentDamageError, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
-from dataset_pairs import Segment, Track
-from pipeline_common import UserError, end_with_parent, written_beside
+from audio.segments import AudioError, SilentDamageError, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
+from common.errors import UserError
+from common.files import atomic_write
+from dataset.pairs import Segment, Track
 
 STAGING_NAME = ".staging"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
@@ -95,7 +97,7 @@ def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namesp
         problem = str(error)
     if len(segments) < 2 and not problem:
         problem = f"shorter than two segments ({2 * args.segment_duration} s)"
-    with written_beside(partial / "track.json") as beside:
+    with atomic_write(partial / "track.json") as beside:
         beside.write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
@@ -118,7 +120,7 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
         return
     # Spawned, as torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=exit_with_parent) as pool:
         try:
             queue, remaining = [], iter(sources)
             while True:
@@ -146,3 +148,13 @@ def _interrupt_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def exit_with_parent() -> None:
+    """Send this process SIGTERM once its parent is gone: a killed run leaves no processes behind."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

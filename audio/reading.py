@@ -10,7 +10,7 @@ import re
 
 import soundfile
 
-from mp3_frames import UnguessedFile, walk_frames
+from audio.mp3_frames import UnguessedFile, walk_frames
 
 # In libsndfile's log: a length in the header, and what is there. A program that writes to a pipe cannot know the
 # length and writes the largest one.

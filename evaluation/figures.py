@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline_common import written_beside
+from common.files import atomic_write
 
 THEMES = {
     "light": {"page": "#ffffff", "ink": "#1f2328", "grid": "#d8dde3"},
@@ -67,7 +67,7 @@ def _chart(folder: Path, name: str, theme: str, panels: int) -> Iterator[list[Ax
         yield list(np.ravel(figure.subplots(panels, 1, sharex=True)))
         picture = io.BytesIO()
         figure.savefig(picture, dpi=160, format="png")
-        with written_beside(folder / f"{name}_{theme}.png") as beside:
+        with atomic_write(folder / f"{name}_{theme}.png") as beside:
             beside.write_bytes(picture.getbuffer())
 
 
@@ -174,5 +174,5 @@ def write_spectrogram(path: Path, decibels: np.ndarray, top_db: float) -> None:
     """Write `mel_decibels` as a PNG without axes (the page has them), black at 70 dB below `top_db`."""
     picture, lowest_db = io.BytesIO(), top_db - SPECTROGRAM_RANGE_DB
     matplotlib.image.imsave(picture, decibels, vmin=lowest_db, vmax=top_db, cmap="magma", origin="lower", format="png")
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(picture.getbuffer())

@@ -16,8 +16,9 @@ import numpy as np
 import soundfile
 import torch
 
+from common.errors import UserError
 from dataset_wav_pairs import PairEmbeddings
-from evaluation_measures import (
+from evaluation.measures import (
     FrameSet,
     SoundFeatures,
     bootstrap_ratio,
@@ -28,7 +29,6 @@ from evaluation_measures import (
     log_mel_distance,
     squared_error_per_second,
 )
-from pipeline_common import UserError
 
 ROWS = {
     "model": "the model",

@@ -19,8 +19,9 @@ import soundfile
 import torch
 import torchaudio.transforms
 
-from pipeline_common import printable, written_beside
-from whole_audio import AudioError, AudioFile, SilentDamageError, open_whole
+from audio.reading import AudioError, AudioFile, SilentDamageError, open_whole
+from common.errors import printable
+from common.files import atomic_write
 
 # What libsndfile reads, and the music formats it does not: those deserve a line that says so.
 # Anything else in a folder (covers, playlists, notes) is no music and is passed over.
@@ -190,7 +191,7 @@ def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comm
         if comment:
             audio.comment = comment
         audio.write(pcm16)
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(content.getbuffer())
 
 

@@ -1,0 +1,46 @@
+"""The device a script computes on, and how much of the machine is its own."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from common.errors import UserError
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """The torch device that `--device` names: auto, cpu, cuda or mps.
+
+    `auto` prefers CUDA, then Apple's MPS, then the CPU; `index` is the process's number on its node.
+    Raises UserError where the machine has no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU here; use --device cpu, or auto")
+    if name == "mps" and not has_mps:
+        raise UserError("--device mps: torch sees no Apple GPU here; use --device cpu, or auto")
+    return torch.device(name, index) if name == "cuda" else torch.device(name)
+
+
+def available_cores() -> int:
+    """The cores this process may use: a SLURM or taskset allotment rather than the whole machine."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory(device: torch.device, processes_on_node: int = 1) -> float:
+    """Bytes that one of `processes_on_node` processes may count on, on its own GPU or in the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return 0  # shares the computer's memory: keep large tensors on the CPU's side
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except OSError:  # macOS
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return available / processes_on_node

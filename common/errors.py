@@ -1,0 +1,64 @@
+"""One-line errors: what a user can fix ends in one line on stderr and exit status 1, all else in a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run the same command again")
+REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "fix its permissions or name another folder")
+REMEDIES[errno.EFBIG] = "raise the limit on file sizes (ulimit -f), then run the same command again"
+
+
+class UserError(Exception):
+    """An error in usage or data: one line that names the file or flag and the remedy."""
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run `main` and exit with its status; a `UserError` or `OSError` becomes one line and status 1."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    try:
+        status = main() or 0
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno is None:
+            raise  # not the operating system's: a bug
+        print_error(error)
+        status = 1
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status)
+
+
+def print_error(error: UserError | OSError) -> None:
+    """Print an error as one line on stderr: script, file or flag, what is wrong, remedy."""
+    text = describe_os_error(error) if isinstance(error, OSError) else printable(str(error))
+    print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr, flush=True)
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for a full disk, a missing permission and the like: the file, what is wrong, the remedy."""
+    where = f"{printable(error.filename)}: " if error.filename is not None else ""
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return f"{where}{error.strerror or error}{remedy}"
+
+
+def printable(name: str | bytes | os.PathLike) -> str:
+    """A file name as one line of valid UTF-8; undecodable bytes, tabs and newlines are escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def name_in_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Set the file name of any OSError raised within: write() gives none, a temporary file the wrong one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise

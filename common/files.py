@@ -1,0 +1,96 @@
+"""Files that appear whole or not at all, and folders that one process works in at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import UserError, name_in_errors
+
+PARTIAL_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # the names that atomic_write gives
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    The rename is atomic on every POSIX file system: `path` holds either its old content or all of the new. With
+    `sync` the data reaches the disk before the name does, so that not even a crash of the node leaves an
+    empty file: worth its time for what cannot be made again.
+
+    Write with Python's own files, as libraries lose the reason when the disk is full. An OSError names `path`.
+    """
+    path = Path(path)
+    with name_in_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        try:
+            yield temporary
+            if sync:
+                os.fsync(handle)
+            with contextlib.suppress(OSError):  # file systems without permissions refuse it
+                temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: str | os.PathLike, min_age_s: float = 0) -> None:
+    """Remove what killed processes left half-written in `folder`.
+
+    min_age_s: where other processes may be writing (no lock is held), only files unchanged for this long.
+    """
+    for entry in os.scandir(folder):
+        if PARTIAL_FILE.fullmatch(entry.name):
+            with contextlib.suppress(OSError):  # gone meanwhile, or the folder is read-only
+                if time.time() - entry.stat().st_mtime >= min_age_s:
+                    os.unlink(entry.path)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
+    """Hold `folder` for this process and remove partial files; the system frees the lock of a killed process.
+
+    Raises UserError that says who holds it. On a file system without locks (some Lustre mounts) nothing is held.
+    """
+    path = Path(folder, ".lock")
+    with open(path, "a+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().decode("utf-8", "replace").strip() or "another process"
+            raise UserError(f"{folder}: in use by {holder}; wait for it or stop it") from error
+        except OSError:
+            pass
+        with name_in_errors(path):
+            file.truncate(0)
+            file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
+        remove_partial_files(folder)
+        yield
+
+
+def check_output_folder(flag: str, folder: str | os.PathLike | None, is_written: bool = True) -> None:
+    """Raise UserError or OSError, before any long work, if `folder` cannot be a folder or cannot be written to."""
+    for path in [Path(folder), *Path(folder).parents] if folder is not None else []:
+        if path.is_dir():
+            if is_written:
+                with name_in_errors(folder), tempfile.TemporaryFile(dir=path):
+                    return
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{flag} {folder}: {path} is not a folder; name another")
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
