@@ -213,9 +213,13 @@ def _build(
         for offset, name in enumerate(row.files):
             _link(pair.track.wav(pair.index + offset), output_dir / name)
     totals = _totals(made, sources, args)
-    write_metadata(
-        output_dir / METADATA_NAME, settings, totals, [(printable(s), printable(why)) for s, why in made.skipped], rows
-    )
+    digests = {
+        name: pair.track.segments[pair.index + offset].digest
+        for row, pair in zip(rows, chosen, strict=True)
+        for offset, name in enumerate(row.files)
+    }
+    skipped = [(printable(s), printable(why)) for s, why in made.skipped]
+    write_metadata(output_dir / METADATA_NAME, settings, totals, skipped, rows, digests)
     remove_staged(output_dir)
     print(
         f"{output_dir}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "

@@ -27,7 +27,7 @@ import torch
 from audio.segments import AudioError, SilentDamageError, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
 from common.errors import UserError
 from common.files import atomic_write
-from dataset.pairs import Segment, Track
+from dataset.pairs import Segment, Track, digest_of
 
 STAGING_NAME = ".staging"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
@@ -108,8 +108,7 @@ def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndar
     if not np.isfinite(samples).all():
         return Segment("", False, 0), np.zeros(0, np.int16)
     pcm16, clipped = to_pcm16(samples)
-    digest = hashlib.sha256(pcm16.tobytes()).hexdigest()[:32]
-    return Segment(digest, level_dbfs(samples) >= min_level_db, clipped), pcm16
+    return Segment(digest_of(pcm16), level_dbfs(samples) >= min_level_db, clipped), pcm16
 
 
 def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Iterator[Track]:

@@ -1,7 +1,7 @@
 """What a pair is, which split it belongs to, its WAV files, and the metadata.txt that records it.
 
-Nothing to run. metadata.txt is for people and for programs: `key: value` lines, then one tab-separated
-line for each skipped file and each pair, and last a checksum of all that stands above it.
+metadata.txt is for people and for programs: `key: value` lines, then one tab-separated row for each skipped
+file, each pair, and each WAV with the digest of its samples.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ METADATA_NAME = "metadata.txt"
 TITLE = "Jingle_D: pairs of consecutive segments, mono 16-bit WAV"
 PAIR_HEADER = "pair\tsplit\tsource\tstart_s"
 SKIPPED_HEADER = "skipped\treason"
+DIGEST_HEADER = "segment\tdigest"
 PAIR_ROW = re.compile(r"pair_[0-9]{4,9}\t(train|val)\t[^\t]+\t[0-9]{1,9}")
 
 
@@ -125,59 +126,63 @@ class Metadata:
     settings: dict[str, str]  # settings and totals, as written
     skipped: list[tuple[str, str]]  # source, reason
     pairs: list[PairRow]
+    digests: dict[str, str]  # "train/pair_0000_input.wav" -> `digest_of` its samples
+
+
+def digest_of(pcm16: np.ndarray) -> str:
+    """What names a segment by its sound: the first 32 hex digits of the SHA-256 of its int16 samples."""
+    return hashlib.sha256(pcm16.astype("<i2").tobytes()).hexdigest()[:32]
 
 
 def write_metadata(
-    path: Path, settings: dict[str, str], totals: dict[str, str], skipped: list[tuple[str, str]], pairs: list[PairRow]
+    path: Path,
+    settings: dict[str, str],
+    totals: dict[str, str],
+    skipped: list[tuple[str, str]],
+    pairs: list[PairRow],
+    digests: dict[str, str] | None = None,
 ) -> None:
-    """Write metadata.txt; names in it must be free of tabs and newlines (see `printable`)."""
+    """Write metadata.txt; names in it must be free of tabs and newlines (see `printable`).
+
+    It is written after the WAVs, so that one that is newer than it was changed since.
+    """
     lines = [TITLE, ""]
     lines += [f"{key}: {value}" for key, value in (settings | totals).items()]
     lines += ["", SKIPPED_HEADER] + [f"{source}\t{reason}" for source, reason in skipped]
     lines += ["", PAIR_HEADER] + [f"{row.name}\t{row.split}\t{row.source}\t{row.start_s}" for row in pairs]
-    text = "\n".join(lines) + "\n\n"
+    lines += ["", DIGEST_HEADER] + [f"{name}\t{digest}" for name, digest in (digests or {}).items()]
     with atomic_write(path, sync=True) as beside:
-        beside.write_text(f"{text}sha256: {_digest(text)}\n", encoding="utf-8")
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def check_is_ours(path: Path) -> None:
-    """UserError if there is a file at `path` that is no metadata.txt of this project: it is not to be touched."""
+    """UserError if there is a file at `path` that is no metadata.txt of this project: it must not be touched."""
     if path.exists() and not path.read_bytes().startswith(TITLE.encode()):
         raise UserError(f"{path}: is not this project's; choose another folder, or delete it if it is of no use")
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read metadata.txt; UserError if it is missing or not as it was written."""
+    """Read metadata.txt; UserError if it is missing, damaged or of an earlier version."""
     check_is_ours(path)
     try:
-        text = path.read_bytes().decode("utf-8")
-        body, digest = text.rsplit("sha256: ", 1)
-        if digest != f"{_digest(body)}\n":
-            raise ValueError("checksum")
-        _, head, skipped, pairs, _ = body.split("\n\n")
-        rows = []
-        for line in pairs.split("\n")[1:]:
-            # A checksum does not say who wrote it: a name becomes a path, and must not leave the dataset's folder.
-            if not PAIR_ROW.fullmatch(line):
-                number = body.split("\n").index(line) + 1
-                raise UserError(f"{path}: line {number} names no pair of a dataset; create it again with --overwrite")
-            name, split, source, start = line.split("\t")
-            rows.append(PairRow(name, split, source, int(start)))
+        sections = path.read_bytes().decode("utf-8").rstrip("\n").split("\n\n")[1:]
+        if len(sections) != 4 or not sections[3].startswith(DIGEST_HEADER):
+            raise UserError(f"{path}: from an earlier version; create the dataset again with --overwrite")
+        head, (_, *skipped), (_, *pairs), (_, *digests) = (section.split("\n") for section in sections)
+        for row in pairs:  # a name becomes a path, and must not leave the dataset's folder
+            if not PAIR_ROW.fullmatch(row):
+                raise ValueError(row)
+        split_rows = [row.split("\t") for row in pairs]
         return Metadata(
-            dict(line.split(": ", 1) for line in head.split("\n")),
-            [tuple(line.split("\t", 1)) for line in skipped.split("\n")[1:]],
-            rows,
+            dict(line.split(": ", 1) for line in head),
+            [(source, reason) for source, reason in (line.split("\t", 1) for line in skipped)],
+            [PairRow(name, split, source, int(start)) for name, split, source, start in split_rows],
+            dict(line.split("\t") for line in digests),
         )
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; create the dataset first (create_dataset_pairs_wav.py)") from error
     except ValueError as error:
-        raise UserError(
-            f"{path}: was changed since it was written; create the dataset again with --overwrite"
-        ) from error
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        raise UserError(f"{path}: is damaged; create the dataset again with --overwrite") from error
 
 
 # ------------------------------------------------------------------ the files of a split

@@ -13,7 +13,6 @@ from conftest import checkpoint_of
 import evaluate_continuation
 from common.errors import UserError
 from dataset.cache import metrics_line, read_metrics
-from dataset.pairs import read_metadata
 from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
 from model_simple_transformer import SimpleTransformer, load_checkpoint
 from train_simple_worker import train_worker
@@ -182,18 +181,6 @@ def test_a_resumed_run_names_damaged_metrics_and_goes_on(tmp_path, capsys):
     MetricsLog(tmp_path).begin({"training_mean": 2.5, "repeat_input": 1.5}, 4)
     assert capsys.readouterr().out == f"{path}: line 3 is damaged and left out\n"
     assert [line.get("epoch", 0) for line in read_metrics(path, 0)[0]] == [0, 1, 3, 4]
-
-
-# ------------------------------------------------------------------ metadata.txt
-
-
-def test_no_byte_of_the_metadata_can_change_without_a_word(small_dataset, tmp_path, rng):
-    whole = (small_dataset / "metadata.txt").read_bytes()
-    for how, content in damaged(whole, rng, list(range(len(whole)))):
-        (tmp_path / "metadata.txt").write_bytes(content)
-        with pytest.raises(UserError, match=r"metadata\.txt: (was changed|is not this project)"):
-            read_metadata(tmp_path / "metadata.txt")
-            print(how)
 
 
 # ------------------------------------------------------------------ a whole run on damaged state

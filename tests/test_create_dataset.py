@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from dataset.pairs import Pair, Segment, Track, read_metadata, split_pairs, usable_pairs
+from dataset.pairs import Pair, Segment, Track, digest_of, read_metadata, split_pairs, usable_pairs
 
 SCRIPT = "create_dataset_pairs_wav.py"
 
@@ -209,14 +209,24 @@ def test_nothing_usable_is_an_error(tmp_path):
     assert not (tmp_path / "d" / "metadata.txt").exists()
 
 
-def test_metadata_that_was_changed_is_noticed(tmp_path, small_dataset):
-    content = bytearray((small_dataset / "metadata.txt").read_bytes())
-    for position in range(0, len(content), 37):
-        changed = content.copy()
-        changed[position] ^= 1
-        (tmp_path / "metadata.txt").write_bytes(changed)
-        with pytest.raises(UserError, match=r"was changed|is not this project"):
-            read_metadata(tmp_path / "metadata.txt")
+def test_metadata_holds_each_wavs_digest(small_dataset):
+    metadata = read_metadata(small_dataset / "metadata.txt")
+    assert list(metadata.digests) == [name for row in metadata.pairs for name in row.files]
+    written = (small_dataset / "metadata.txt").stat().st_mtime_ns
+    for name, digest in metadata.digests.items():
+        assert digest == digest_of(soundfile.read(small_dataset / name, dtype="int16")[0])
+        assert (small_dataset / name).stat().st_mtime_ns <= written
+
+
+def test_metadata_of_an_earlier_version_or_damaged_is_refused(tmp_path, small_dataset):
+    text = (small_dataset / "metadata.txt").read_text()
+    path = tmp_path / "metadata.txt"
+    earlier = text[: text.index("segment\tdigest")]
+    for content, says in ((earlier, "earlier version"), (text.replace("\ttrain\t", "\t../..\t", 1), "is damaged"),
+                          ("my notes", "is not this project's")):  # fmt: skip
+        path.write_text(content)
+        with pytest.raises(UserError, match=says):
+            read_metadata(path)
 
 
 def test_the_users_own_files_are_left_alone(tmp_path, small_music):
