@@ -2,42 +2,44 @@
 
     python dataset_wav_pairs.py                    # check dataset_pairs_wav/ and encode what is missing
 
-The document encodes on the fly; so does this, and keeps what it has encoded. The codec is frozen, so
-a segment's embedding never changes: it is stored in `.embedding_cache/FINGERPRINT/HASH.npy`, named by
-the codec's weights and by the segment's audio. Neighbouring pairs share segments, hence files. Changed
-audio has another name, and any number of processes may fill one cache. Beside it lies a note of which WAV held
-what, so that a start on a known dataset reads no audio.
+Like the original experiment this encodes on the fly, and keeps what it has encoded: the codec is frozen, so a
+segment's embedding never changes. It is stored in `.embedding_cache/CODEC/KEY.npy`, named by the codec's weights
+and by the audio. Neighbouring pairs share segments, hence files; changed audio has another name.
+
+A segment is encoded in mid-stream, with the last second of what came before it in its track: encoded alone it would
+begin with the codec's start-up, and a model would learn to put that into the middle of a song.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
+import functools
 import hashlib
-import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from common.arguments import file_path
-from common.devices import free_memory, pick_device
+from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
+from common.devices import available_cores, free_memory, pick_device
 from common.errors import UserError, run_script
 from common.files import check_output_folder, remove_partial_files
-from dataset.cache import EmbeddingCache, KnownAudio
-from dataset.pairs import find_pairs, read_header, read_pcm16
+from dataset.cache import EmbeddingCache
+from dataset.pairs import find_pairs
+from dataset.segments import READERS, SplitSegments
+from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
+CONTEXT_FRAMES = 75  # one second: from there on the codec's start-up is over (design of the embeddings, README)
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
-READERS = 4  # threads that read and hash; both release Python's lock
 
 
 class WavPairsDataset(Dataset):
@@ -50,8 +52,9 @@ class WavPairsDataset(Dataset):
     cache_dir: where embeddings are kept (default: .embedding_cache beside the split's folder).
     use_cache: False encodes at every access and writes nothing.
 
-    Every header is checked here; raises UserError that names the file if one is not mono, not at the
-    codec's sample rate, of another length than the rest, or without its partner.
+    Attributes: `pairs[i]` (input WAV, output WAV), `keys[i]` (equal exactly where embeddings are equal).
+    Raises UserError that names the file if a WAV is not mono 16-bit PCM at the codec's sample rate, of another
+    length than the rest, or without its partner.
     """
 
     def __init__(
@@ -63,14 +66,13 @@ class WavPairsDataset(Dataset):
     ):
         self.split_dir, self.codec = Path(split_dir), codec
         self.pairs = find_pairs(self.split_dir)
-        self.cache = known = None
-        folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
+        self.segments = SplitSegments(self.split_dir, self.pairs, codec.sample_rate)
+        self.num_samples = self.segments.num_samples
+        self.num_frames = -(-self.num_samples // HOP_LENGTH)
+        self._keys = _segment_keys(self.segments)
+        self.cache = None
         if use_cache:
-            name = hashlib.sha256(os.fsencode(self.split_dir.absolute())).hexdigest()[:8]
-            known = folder / f"known_audio_{self.split_dir.name}_{name}"
-        self.known = KnownAudio(known)
-        self.num_samples = self._check_headers()
-        if use_cache:
+            folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
             self.cache = EmbeddingCache(folder / codec.fingerprint, (codec.embedding_dim, self.num_frames))
             self.cache.folder.mkdir(parents=True, exist_ok=True)
 
@@ -78,262 +80,222 @@ class WavPairsDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        first, second = self.pairs[index]
-        return self.embedding(first), self.embedding(second)
+        return self.__getitems__([index])[0]
 
-    @property
-    def paths(self) -> Iterator[Path]:
-        """All WAVs: input, output, input, output, ..."""
-        return itertools.chain.from_iterable(self.pairs)
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Several pairs at once, which a DataLoader asks for: they are read, or encoded, together."""
+        wavs = [wav for index in indices for wav in (2 * index, 2 * index + 1)]
+        embeddings = self.embeddings(wavs)
+        return list(zip(embeddings[::2], embeddings[1::2], strict=True))
 
-    def all_keys(self) -> Iterator[str]:
-        """`key` of each of `paths`."""
-        paths = self.paths
-        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            while some := list(itertools.islice(paths, 1024)):  # the pool would take all of them in at once
-                yield from pool.map(self.key, some)
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of an embedding: 1200 for 16 s."""
-        return -(-self.num_samples // HOP_LENGTH)
+    @functools.cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        return [(first.decode(), second.decode()) for first, second in self._keys.reshape(-1, 2)]
 
     def name(self, index: int) -> str:
         """The pair's name, as in metadata.txt: pair_0000."""
         return self.pairs.names[index]
 
-    def embedding(self, path: Path, key: str = "") -> torch.Tensor:
-        """The embedding of one WAV, float32 [128, frames]: from the cache, else encoded and kept.
+    def embeddings(self, wavs: Sequence[int]) -> list[torch.Tensor]:
+        """The embeddings [128, frames] of WAVs, by their numbers in `segments`: from the cache, else encoded."""
+        found: list = [None] * len(wavs)
+        if self.cache is not None:
+            with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+                found = list(pool.map(self.cache.read, (self._keys[wav].decode() for wav in wavs)))
+        missing = [wav for wav, embedding in zip(wavs, found, strict=True) if embedding is None]
+        encoded = dict(zip(missing, self.encode(missing).cpu().numpy(), strict=True)) if missing else {}
+        return [
+            torch.from_numpy(encoded[wav] if embedding is None else embedding)
+            for wav, embedding in zip(wavs, found, strict=True)
+        ]
 
-        key: the WAV's `key`, if it is known.
-        """
-        if self.cache is not None and (found := self.cache.read(key or self.key(path))) is not None:
-            return torch.from_numpy(found)
-        return self.encode([path])[0].cpu()
-
-    def encode(self, paths: list[Path]) -> torch.Tensor:
-        """Encode WAVs, [len(paths), 128, frames] on the codec's device; kept if there is a cache.
+    def encode(self, wavs: Sequence[int]) -> torch.Tensor:
+        """Encode WAVs, [len(wavs), 128, frames] on the codec's device; kept if there is a cache.
 
         Raises UserError, naming the file, for an embedding that is not finite.
         """
-        size = self.encode_batch
-        return torch.cat([self._encode_together(paths[i : i + size]) for i in range(0, len(paths), size)])
+        result = torch.empty(len(wavs), self.codec.embedding_dim, self.num_frames, device=self.codec.device)
+        has_context = self.segments.predecessors[np.asarray(wavs, int)] >= 0
+        size = self._encode_batch()
+        for group in (np.flatnonzero(has_context), np.flatnonzero(~has_context)):
+            for start in range(0, len(group), size):
+                places = group[start : start + size]
+                result[places] = self._encode_together([wavs[place] for place in places])
+        return result
 
-    @property
-    def encode_batch(self) -> int:
+    def _encode_together(self, wavs: list[int]) -> torch.Tensor:
+        """Encode WAVs that all have a predecessor, or all have none."""
+        waveforms = np.stack([self._waveform(wav) for wav in wavs])
+        context_frames = (waveforms.shape[1] - self.num_samples) // HOP_LENGTH
+        waveforms = torch.from_numpy(waveforms).unsqueeze(1).to(self.codec.device).float() / 32768
+        embeddings = self.codec.encode(waveforms)[:, :, context_frames:]
+        finite = embeddings.isfinite().flatten(1).all(dim=1).tolist()
+        for wav, is_finite in zip(wavs, finite, strict=True):
+            if not is_finite:
+                raise UserError(
+                    f"{self.segments.path(wav)}: its embedding is not finite; remove its pair from the dataset"
+                )
+        if self.cache is not None:
+            for wav, embedding in zip(wavs, embeddings.cpu().numpy(), strict=True):
+                self.cache.write(self._keys[wav].decode(), embedding)
+        return embeddings
+
+    def _waveform(self, wav: int) -> np.ndarray:
+        """A segment's samples behind the end of its predecessor, if there is one: int16."""
+        predecessor = self.segments.predecessors[wav]
+        if predecessor < 0:
+            return self.segments.read(wav)
+        context = self.segments.read(predecessor)[-CONTEXT_FRAMES * HOP_LENGTH :]
+        return np.concatenate([context, self.segments.read(wav)])
+
+    def _encode_batch(self) -> int:
         """How many segments are encoded together."""
         if self.codec.device.type != "cuda":
             return CPU_ENCODE_BATCH
         # The first level holds about four copies of [B, 32, samples] in float32.
-        free = torch.cuda.mem_get_info(self.codec.device)[0]
-        return max(1, min(64, int(free / 2 / (4 * 32 * 4 * self.num_samples))))
-
-    def _encode_together(self, paths: list[Path]) -> torch.Tensor:
-        waveforms = torch.stack([torch.from_numpy(read_pcm16(path)) for path in paths])
-        embeddings = self.codec.encode(waveforms.unsqueeze(1).to(self.codec.device).float() / 32768)
-        finite = embeddings.isfinite().flatten(1).all(dim=1).tolist()
-        for path, is_finite in zip(paths, finite, strict=True):
-            if not is_finite:
-                raise UserError(f"{path}: its embedding is not finite; remove its pair from the dataset")
-        if self.cache is not None:
-            for path, embedding in zip(paths, embeddings.cpu().numpy(), strict=True):
-                self.cache.write(self.key(path), embedding)
-        return embeddings
-
-    def key(self, path: Path) -> str:
-        """The hash of a WAV's samples, taken again whenever the file has changed."""
-
-        def read() -> tuple[int, str]:
-            samples = read_pcm16(path)
-            return len(samples), hashlib.sha256(samples.tobytes()).hexdigest()[:32]
-
-        return (self.known.look_up(path) or self.known.learn(path, read))[1]
-
-    def _check_headers(self) -> int:
-        """Check rate, channels and length of every WAV that is not known; return the samples in each."""
-        expected = None
-        for path in self.paths:
-            known = self.known.look_up(path)
-            samples = known[0] if known else read_header(path, self.codec.sample_rate)
-            expected = expected or samples
-            if samples != expected or samples == 0:
-                raise UserError(f"{path}: {samples} samples, the others have {expected}; create the dataset again")
-        return expected
+        return max(1, min(64, int(free_memory(self.codec.device) / 2 / (4 * 32 * 4 * self.num_samples))))
 
 
-class PairEmbeddings:
-    """Batches of a dataset's embeddings on a device: the form in which training takes them.
+def _segment_keys(segments: SplitSegments) -> np.ndarray:
+    """What names each WAV's embedding: the hash of its audio and of what came before it, [2 * pairs] bytes."""
+    keys = np.zeros_like(segments.digests)
+    for wav, predecessor in enumerate(segments.predecessors):
+        before = segments.digests[predecessor] if predecessor >= 0 else b"nothing"
+        keys[wav] = hashlib.sha256(before + b" " + segments.digests[wav]).hexdigest()[:32]
+    return keys
 
-    With a cache and enough memory every distinct segment is read once into one tensor
-    [segments, 128, frames], on the device if it fits there; else each batch is read from the cache, or encoded
-    where there is none.
+
+# ------------------------------------------------------------------ encoding what is missing
+
+
+def prepare_cache(datasets: list[WavPairsDataset]) -> str:
+    """Encode what the cache lacks, split over all processes, and return a hash of the data.
+
+    The hash covers codec, names and audio: it is the same exactly when training would see the same numbers.
     """
+    identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
+    for dataset in datasets:
+        identity.update("\n".join([dataset.split_dir.name, *dataset.pairs.names]).encode())
+        identity.update(dataset._keys.tobytes())
+    if datasets[0].cache is not None:
+        # The first process decides what is missing: the others may look when it is already writing.
+        missing = broadcast(_missing_segments(datasets) if rank() == 0 else None)
+        _encode_missing(datasets, missing)
+        barrier()
+    return identity.hexdigest()[:16]
+
+
+def _missing_segments(datasets: list[WavPairsDataset]) -> list[tuple[int, int]]:
+    """(dataset, WAV) of each distinct segment that is not in the cache."""
+    remove_partial_files(datasets[0].cache.folder, min_age_s=3600)
+    present = datasets[0].cache.keys()
+    missing: dict[bytes, tuple[int, int]] = {}
+    for number, dataset in enumerate(datasets):
+        for wav, key in enumerate(dataset._keys.tolist()):
+            if key.decode() not in present:
+                missing.setdefault(key, (number, wav))
+    return list(missing.values())
+
+
+def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, int]]) -> None:
+    if not missing:
+        return
+    size = datasets[0]._encode_batch()
+    hours = len(missing) * datasets[0].num_samples / datasets[0].codec.sample_rate / 3600
+    if rank() == 0:
+        where = datasets[0].cache.folder
+        print(f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {where}", flush=True)
+    bar = tqdm(
+        total=hours, unit="h", desc="encoding", disable=rank() > 0 or not sys.stderr.isatty(),
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio, {remaining} left",
+    )  # fmt: skip
+    mine = missing[rank() :: world_size()]
+    started = reported = time.monotonic()
+    for start in range(0, len(mine), size):
+        batch = mine[start : start + size]
+        for number, dataset in enumerate(datasets):
+            dataset.encode([wav for owner, wav in batch if owner == number])
+        share = (start + len(batch)) / len(mine)
+        bar.update(share * hours - bar.n)
+        now = time.monotonic()
+        if bar.disable and rank() == 0 and now - reported > 30:
+            reported = now
+            left = (now - started) * (1 / share - 1) / 60
+            print(f"encoding: {share * hours:.2f} of {hours:.2f} h of audio, {left:.0f} min left", flush=True)
+    bar.close()
+
+
+# ------------------------------------------------------------------ batches for the training
+
+
+class PairBatches:
+    """Batches of a split's embeddings on a device: from one tensor there if all fit, else through a DataLoader."""
 
     def __init__(self, dataset: WavPairsDataset, device: torch.device, processes_on_node: int = 1):
         self.dataset, self.device = dataset, device
         self.table = None
         if dataset.cache is None:
             return
-        rows: dict[str, int] = {}
-        numbers = [rows.setdefault(key, len(rows)) for key in dataset.all_keys()]
-        self.rows = torch.tensor(numbers).view(-1, 2)
-        self.keys = list(rows)
-        size = len(rows) * 4 * dataset.codec.embedding_dim * dataset.num_frames
-        place = next((d for d in (device, torch.device("cpu")) if size < free_memory(d, processes_on_node) / 2), None)
-        if place is None:
+        _, first, rows = np.unique(dataset._keys, return_index=True, return_inverse=True)
+        shape = (len(first), dataset.codec.embedding_dim, dataset.num_frames)
+        if 4 * np.prod(shape) > free_memory(device, processes_on_node) / 2:
             return
-        _, first = np.unique(numbers, return_index=True)
-        paths = [dataset.pairs[i // 2][i % 2] for i in first]
-        self.table = torch.empty(len(rows), dataset.codec.embedding_dim, dataset.num_frames, device=place)
-        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            for row, embedding in enumerate(pool.map(dataset.embedding, paths)):
-                self.table[row] = embedding
-        self.rows = self.rows.to(place)
+        self.table = torch.empty(shape, device=device)
+        self.rows = torch.from_numpy(rows.reshape(-1, 2)).to(device)
+        for start in range(0, len(first), 64):
+            self.table[start : start + 64] = torch.stack(dataset.embeddings(first[start : start + 64]))
 
     @property
     def place(self) -> str:
         """Where the embeddings are, for the log."""
         if self.table is not None:
-            return f"in memory ({self.table.device})"
+            return f"in memory ({self.device})"
         return "read from the cache as needed" if self.dataset.cache else "encoded at every use"
 
-    def batch(self, indices: list[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and outputs of the pairs `indices`, [B, 128, frames] each, on the device."""
+    def __call__(self, indices: Iterable[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Inputs and targets of the pairs `indices` in their order, [batch_size or fewer, 128, frames] each."""
         if self.table is not None:
-            both = self.table[self.rows[indices].flatten()]
-        else:
-            paths = [path for index in indices for path in self.dataset.pairs[index]]
-            if self.dataset.cache is None:
-                both = self.dataset.encode(paths)
-            else:
-                keys = [self.keys[row] for row in self.rows[indices].flatten()]
-                with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-                    both = torch.stack(list(pool.map(self.dataset.embedding, paths, keys)))
-        if self.device.type == "cuda" and both.device.type == "cpu":
-            both = both.pin_memory()  # lets the copy run beside the GPU's work
-        # On Apple's GPU a copy that does not block may read memory that has been freed.
-        both = both.to(self.device, non_blocking=self.device.type == "cuda").unflatten(0, (-1, 2))
-        return both[:, 0], both[:, 1]
-
-    def batches(self, chunks: list[list[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`batch` of each chunk in turn; where that means reading, the next is read while one is in use."""
-        if self.table is not None:
-            # All indices in one copy: on a GPU the host then waits once, not in every step.
-            indices = torch.tensor(
-                [index for chunk in chunks for index in chunk], dtype=torch.long, device=self.rows.device
-            )
-            yield from map(self.batch, indices.split([len(chunk) for chunk in chunks]))
+            for chunk in torch.tensor(list(indices), device=self.device).split(batch_size):
+                inputs, targets = self.rows[chunk].unbind(1)
+                yield self.table[inputs], self.table[targets]
             return
-        if self.dataset.cache is None:
-            yield from map(self.batch, chunks)
-            return
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            coming = [pool.submit(self.batch, chunk) for chunk in chunks[:1]]
-            for following in [*chunks[1:], None]:
-                ready = coming.pop().result() if coming else None
-                if following is not None:
-                    coming.append(pool.submit(self.batch, following))
-                if ready is not None:
-                    yield ready
-
-
-def prepare_cache(datasets: list[WavPairsDataset], rank: int = 0, world_size: int = 1) -> str:
-    """Encode what the cache lacks and return the hash of the whole data.
-
-    The encoding is split over the processes of torch's default group (if world_size > 1), every one of which
-    must call this. The returned hash covers names, audio and codec: it is the same exactly when training
-    would see the same numbers in the same order.
-    """
-    cache = datasets[0].cache
-    if cache is not None and rank == 0:
-        remove_partial_files(cache.folder)
-    present = cache.present() if cache is not None else set()
-    identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
-    missing: dict[str, tuple[int, Path]] = {}
-    for number, dataset in enumerate(datasets):
-        for path, key in zip(dataset.paths, dataset.all_keys(), strict=True):
-            identity.update(f"\n{path.parent.name}/{path.name} {key}".encode())
-            if key not in present:
-                missing.setdefault(key, (number, path))
-        if rank == 0:
-            dataset.known.save()
-    if cache is not None:
-        # The first process decides what is missing, as the others may look while one already writes.
-        chosen = [[wav for _, wav in sorted(missing.items())]]
-        if world_size > 1:
-            dist.broadcast_object_list(chosen)
-        _encode_missing([(datasets[number], path) for number, path in chosen[0]], rank, world_size)
-        if world_size > 1:
-            dist.barrier()
-    return identity.hexdigest()[:16]
-
-
-def _encode_missing(missing: list[tuple[WavPairsDataset, Path]], rank: int, world_size: int) -> None:
-    if not missing:
-        return
-    mine = missing[rank::world_size]
-    dataset = missing[0][0]
-    hours = len(missing) * dataset.num_samples / dataset.codec.sample_rate / 3600
-    batch_size = dataset.encode_batch
-    if rank == 0:
-        print(
-            f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {dataset.cache.folder}",
-            flush=True,
+        reads_only = self.dataset.cache is not None and self.device.type == "cuda"
+        loader = DataLoader(
+            self.dataset,
+            batch_size,
+            sampler=list(indices),
+            num_workers=min(4, available_cores()) if reads_only else 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own: the global one is dropout's, and both ways must draw alike
         )
-    bar = tqdm(
-        total=hours, unit="h", desc="encoding", disable=rank > 0 or not sys.stderr.isatty(),
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio, {remaining} left",
-    )  # fmt: skip
-    started = said = time.monotonic()
-    for start in range(0, len(mine), batch_size):
-        batch = mine[start : start + batch_size]
-        dataset.encode([path for _, path in batch])
-        done = min(1.0, (start + len(batch)) / len(mine))
-        bar.update(done * hours - bar.n)
-        now = time.monotonic()
-        if bar.disable and rank == 0 and now - said > 30:
-            said = now
-            left = (now - started) * (1 / done - 1) / 60
-            print(f"encoding: {done * hours:.2f} of {hours:.2f} h of audio, {left:.0f} min left", flush=True)
-    bar.close()
+        for inputs, targets in loader:
+            # On Apple's GPU a copy that does not block may read memory that has been freed.
+            yield tuple(x.to(self.device, non_blocking=self.device.type == "cuda") for x in (inputs, targets))
+
+
+@dataclass
+class Settings:
+    dataset_dir: str = dataset_setting()
+    cache_dir: str | None = cache_setting()
+    encodec_weights: str = weights_setting()
+    device: str = device_setting()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dataset_dir",
-        type=file_path,
-        default="dataset_pairs_wav",
-        help="as made by create_dataset_pairs_wav.py (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache_dir", type=file_path, help=f"where embeddings are kept (default: {CACHE_NAME} in the dataset's folder)"
-    )
-    parser.add_argument(
-        "--encodec_weights",
-        type=file_path,
-        default="pretrained",
-        help="pretrained, untrained, or a file or folder (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)"
-    )
-    args = parser.parse_args()
-    device = pick_device(args.device)
-    splits = [Path(args.dataset_dir, split) for split in ("train", "val")]
+    settings = parse_settings(Settings, __doc__)
+    device = pick_device(settings.device)
+    splits = [Path(settings.dataset_dir, split) for split in ("train", "val")]
     for split in splits:
         find_pairs(split)
-    check_output_folder("--cache_dir", args.cache_dir, is_written=False)
-    codec = load_frozen_encodec(args.encodec_weights, device)
-    print(untrained_banner(codec), end="\n" if not codec.is_pretrained else "")
-    datasets = [WavPairsDataset(split, codec, args.cache_dir) for split in splits]
+    check_output_folder("--cache_dir", settings.cache_dir, is_written=False)
+    codec = load_frozen_encodec(settings.encodec_weights, device)
+    if not codec.is_pretrained:
+        print(untrained_banner(codec))
+    datasets = [WavPairsDataset(split, codec, settings.cache_dir) for split in splits]
     prepare_cache(datasets)
     for dataset in datasets:
         shape = tuple(dataset[0][0].shape)
-        print(
-            f"{dataset.split_dir}: {len(dataset)} pairs, every header checked, embeddings {list(shape)} "
-            f"in {dataset.cache.folder}"
-        )
+        print(f"{dataset.split_dir}: {len(dataset)} pairs, embeddings {list(shape)} in {dataset.cache.folder}")
     return 0
 
 

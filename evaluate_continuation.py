@@ -29,16 +29,16 @@ from common.arguments import file_path
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import atomic_write, check_output_folder, lock_folder
-from dataset.cache import read_metrics
 from dataset.pairs import METADATA_NAME, PairRow, find_pairs, read_metadata
-from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
+from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.figures import draw_curves, draw_per_second, mel_decibels, write_spectrogram
 from evaluation.measures import verdict
 from evaluation.report import write_report
-from evaluation.rows import Evaluation, by_track, read_wav, spread_over_tracks, summarise
+from evaluation.rows import Evaluation, SplitEmbeddings, by_track, read_wav, spread_over_tracks, summarise
 from generate_continuation import check_codec, decode_joined
-from model_simple_transformer import load_checkpoint, simple_transformer_from
-from training.checkpoint import METRICS
+from model_simple_transformer import SimpleTransformer
+from training.checkpoint import load_checkpoint
+from training.log import METRICS, read_metrics
 
 FORMAT = "jingle_d results 1"
 OWN_FILES = re.compile(r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second)_\w+\.png")
@@ -195,7 +195,7 @@ def main() -> int:
     check_output_folder("--cache_dir", args.cache_dir, is_written=False)
     pairs, shared_tracks = read_pairs(dataset_dir)
     checkpoint = load_checkpoint(args.checkpoint)  # read once: a running training may replace the file
-    model = simple_transformer_from(checkpoint, device)
+    model = SimpleTransformer.from_checkpoint(checkpoint, device)
     check_is_ours(output_dir)
     codec = load_frozen_encodec(args.encodec_weights, device)
     check_codec(checkpoint, codec, args.checkpoint)
@@ -212,7 +212,7 @@ def main() -> int:
         progress = Progress()
         tracks = [row.source for row in pairs]
         # Everything but the model is where the codec is: Apple's GPU has no float64.
-        embeddings = PairEmbeddings(dataset, codec.device)
+        embeddings = SplitEmbeddings(dataset, codec.device)
         evaluation = Evaluation(
             lambda x: model(x.to(device)).to(x.device),
             model.mean.to(codec.device),
@@ -251,7 +251,7 @@ def evaluate(
     examples = write_examples(
         evaluation, spread_over_tracks(evaluation.tracks, args.num_examples, args.seed), pairs, errors, folder
     )
-    logged, wrong = read_metrics(Path(args.checkpoint).parent / METRICS, checkpoint["epoch"])
+    logged = read_metrics(Path(args.checkpoint).parent / METRICS)
     epochs = [
         {name: line[name] for name in ("epoch", "train_mse", "val_mse")} for line in logged if "baselines" not in line
     ]
@@ -288,7 +288,7 @@ def evaluate(
         "settings": {"seed": args.seed, "num_examples": args.num_examples, "max_sound_pairs": args.max_sound_pairs},
         "examples": examples,
         "training": {"baselines": checkpoint["baselines"], "epochs": epochs},
-        "notes": wrong,
+        "notes": [],
         "files": files,
     }
 

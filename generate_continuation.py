@@ -25,7 +25,8 @@ from common.arguments import file_path, number
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
-from model_simple_transformer import SimpleTransformer, load_checkpoint, simple_transformer_from
+from model_simple_transformer import SimpleTransformer
+from training.checkpoint import load_checkpoint
 
 PARTS = ("context", "continuation", "joined")
 OURS = "Jingle_D continuation"  # the comment in the header of what this writes
@@ -107,7 +108,7 @@ def main() -> int:
     check_output_folder("--output_dir", output_dir)
     names = output_names(args.inputs, output_dir)
     checkpoint = load_checkpoint(args.checkpoint)
-    model = simple_transformer_from(checkpoint, device)
+    model = SimpleTransformer.from_checkpoint(checkpoint, device)
     sample_rate, duration = checkpoint["sample_rate"], checkpoint["num_samples"] // checkpoint["sample_rate"]
     contexts = []
     for path in args.inputs:  # every input is looked at before the first is worked on
@@ -119,7 +120,7 @@ def main() -> int:
     check_codec(checkpoint, codec, args.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(output_dir)
+    remove_partial_files(output_dir, min_age_s=3600)
 
     for path, name, waveform in zip(args.inputs, names, contexts, strict=True):
         context = codec.encode(torch.from_numpy(waveform).view(1, 1, -1))

@@ -1,4 +1,4 @@
-"""Verify the setup before training: step 2 of the pipeline. One line a check, the last says ready or what to do.
+"""Verify the setup before training: step 2 of the pipeline. One line a check; the last says ready or what to fix.
 
 python test_simple_setup.py                                  # on a login node it also fetches the codec's weights
 python test_simple_setup.py --encodec_weights untrained      # on a machine that cannot reach them
@@ -7,11 +7,9 @@ python -m pytest test_simple_setup.py                        # the same checks, 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import platform
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,33 +20,46 @@ import torch
 import torchaudio
 
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
-from common.arguments import file_path
+from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting
 from common.devices import available_cores, pick_device
 from common.errors import UserError, run_script
-from dataset_wav_pairs import WavPairsDataset
+from dataset.pairs import METADATA_NAME, read_metadata
+from dataset_wav_pairs import CONTEXT_FRAMES, WavPairsDataset
 from model_simple_transformer import SimpleTransformer, count_parameters
-from training.checkpoint import TrainConfig
+from training.config import TrainConfig
+
+TRACKS_FOR_A_VERDICT = 10
 
 
-@dataclasses.dataclass
+@dataclass
 class Setup:
     """What is to be checked: where the codec's weights come from, and the device."""
 
-    encodec_weights: str = "untrained"
-    device: str = "cpu"
-    dataset_dir: str | None = None
+    encodec_weights: str = weights_setting()
+    device: str = device_setting()
+    dataset_dir: str | None = setting(
+        None, "a dataset to check (default: dataset_pairs_wav, if it is there)", type=file_path
+    )
 
     @cached_property
     def codec(self) -> FrozenEncodec:
         return load_frozen_encodec(self.encodec_weights, pick_device(self.device))
 
 
+class CheckError(Exception):
+    """A check that failed, in one line."""
+
+
+def require(condition: object, otherwise: str) -> None:
+    """Unlike `assert`, also under python -O."""
+    if not condition:
+        raise CheckError(otherwise)
+
+
 def check_versions(setup: Setup) -> str:
-    """torch and torchaudio belong together; the rest imports."""
-    minor = [module.__version__.split(".")[:2] for module in (torch, torchaudio)]
-    assert minor[0] == minor[1], (
-        f"torch {torch.__version__} with torchaudio {torchaudio.__version__}: install the pair in requirements.txt"
-    )
+    """torch and torchaudio work together: a second of 48 kHz becomes a second of 24 kHz."""
+    resampled = torchaudio.functional.resample(torch.ones(48000), 48000, 24000)
+    require(len(resampled) == 24000, f"torchaudio {torchaudio.__version__} resamples wrongly; reinstall it with torch")
     return (
         f"python {platform.python_version()}, torch {torch.__version__}, torchaudio {torchaudio.__version__}, "
         f"encodec {encodec.__version__}, soundfile {soundfile.__version__}, numpy {numpy.__version__}"
@@ -58,7 +69,7 @@ def check_versions(setup: Setup) -> str:
 def check_devices(setup: Setup) -> str:
     """The device computes: 1 + 1 on it is 2."""
     device = pick_device(setup.device)
-    assert (torch.ones(1, device=device) + 1).item() == 2
+    require((torch.ones(1, device=device) + 1).item() == 2, f"{device} does not compute")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{device}; {available_cores()} cores; {len(gpus)} CUDA GPUs{': ' + ', '.join(gpus) if gpus else ''}"
 
@@ -66,48 +77,60 @@ def check_devices(setup: Setup) -> str:
 def check_encodec(setup: Setup) -> str:
     """24 kHz, 6 kbps, frozen; 16 s become [128, 1200] and 384,000 samples again."""
     codec = setup.codec
-    assert codec.sample_rate == 24000 and codec.bandwidth == 6.0 and codec.frame_rate == 75
-    assert not codec.training and not any(p.requires_grad for p in codec.parameters()), "the codec is not frozen"
-    waveforms = torch.randn(2, 1, 16 * 24000, generator=torch.Generator().manual_seed(0)) * 0.1
-    embeddings = codec.encode(waveforms)
-    assert embeddings.shape == (2, 128, 1200), f"embeddings {list(embeddings.shape)}, expected [2, 128, 1200]"
-    assert embeddings.isfinite().all() and not embeddings.requires_grad
+    is_right = (codec.sample_rate, codec.bandwidth, codec.frame_rate) == (24000, 6.0, 75)
+    require(is_right, f"{codec.sample_rate} Hz, {codec.bandwidth} kbps, {codec.frame_rate} frames a second")
+    is_frozen = not codec.training and not any(p.requires_grad for p in codec.parameters())
+    require(is_frozen, "the codec is not frozen")
+    embeddings = codec.encode(noise(2, 16))
+    require(embeddings.shape == (2, 128, 1200), f"embeddings {list(embeddings.shape)}, expected [2, 128, 1200]")
     decoded = codec.decode(embeddings)
-    assert decoded.shape == (2, 1, 384000), f"decoded {list(decoded.shape)}, expected [2, 1, 384000]"
-    assert decoded.isfinite().all()
+    require(decoded.shape == (2, 1, 384000), f"decoded {list(decoded.shape)}, expected [2, 1, 384000]")
+    require(embeddings.isfinite().all() and decoded.isfinite().all(), "its output is not finite")
     return f"{codec.fingerprint}: 24000 Hz, 6.0 kbps, frozen, [2, 1, 384000] -> [2, 128, 1200] -> [2, 1, 384000]"
+
+
+def check_context(setup: Setup) -> str:
+    """How far a segment encoded behind one second of context is from the same in mid-stream."""
+    codec, both = setup.codec, noise(1, 8)
+    whole = codec.encode(both)[:, :, 300:]
+    deviation = whole.std()
+    behind = codec.encode(both[:, :, (300 - CONTEXT_FRAMES) * 320 :])[:, :, CONTEXT_FRAMES:]
+    alone = codec.encode(both[:, :, 300 * 320 :])
+    error, without = (((x - whole).abs().max() / deviation).item() for x in (behind, alone))
+    return f"one second of context leaves an error of {error:.1g} standard deviations (without: {without:.2g})"
 
 
 def check_model(setup: Setup) -> str:
     """859,520 trainable parameters; the shape is kept."""
     model = SimpleTransformer().to(pick_device(setup.device))
-    assert count_parameters(model) == 859_520, f"{count_parameters(model):,} parameters, expected 859,520"
+    require(count_parameters(model) == 859_520, f"{count_parameters(model):,} parameters, expected 859,520")
     embeddings = torch.randn(2, 128, 1200, device=pick_device(setup.device))
-    assert model(embeddings).shape == embeddings.shape
+    require(model(embeddings).shape == embeddings.shape, "the model changes the shape")
     return f"{count_parameters(model):,} trainable parameters, [2, 128, 1200] -> [2, 128, 1200]"
 
 
 def check_loss(setup: Setup) -> str:
-    """MSE in encoded space: of an untrained model it is the mean square of the target, and it has a gradient."""
+    """MSE in encoded space: before statistics are set it is the target's mean square, and it has a gradient."""
     device = pick_device(setup.device)
     model, target = SimpleTransformer().to(device), torch.randn(2, 128, 75, device=device)
     loss = torch.nn.functional.mse_loss(model(torch.randn_like(target)), target)
-    torch.testing.assert_close(loss, target.square().mean())
+    require(torch.isclose(loss, target.square().mean()), f"MSE {loss.item()}, expected {target.square().mean().item()}")
     loss.backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    require(any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()), "it has no gradient")
     return "MSE in encoded space, finite, with a gradient"
 
 
 def check_optimizer(setup: Setup) -> str:
-    """The document's AdamW, scheduler, clipping and stopping are the defaults of a run."""
+    """The original experiment's AdamW, scheduler, clipping and stopping are the defaults of a run."""
     c = TrainConfig()
-    assert (c.lr, c.weight_decay, c.batch_size, c.epochs) == (1e-4, 0.01, 16, 200)
-    assert (c.patience, c.scheduler_factor, c.scheduler_patience, c.max_grad_norm) == (20, 0.5, 5, 1.0)
+    found = (c.lr, c.weight_decay, c.batch_size, c.epochs, c.patience)
+    found += (c.scheduler_factor, c.scheduler_patience, c.max_grad_norm)
+    require(found == (1e-4, 0.01, 16, 200, 20, 0.5, 5, 1.0), f"the defaults are {found}")
     optimizer = torch.optim.AdamW(SimpleTransformer().parameters(), c.lr, weight_decay=c.weight_decay)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     for _ in range(c.scheduler_patience + 2):
         scheduler.step(1.0)
-    assert optimizer.param_groups[0]["lr"] == c.lr * c.scheduler_factor
+    require(optimizer.param_groups[0]["lr"] == c.lr * c.scheduler_factor, "the scheduler does not lower the rate")
     return "AdamW(lr=1e-4, weight_decay=0.01), ReduceLROnPlateau(0.5, 5), clip at 1.0, batch 16, 200 epochs"
 
 
@@ -120,17 +143,17 @@ def check_training(setup: Setup) -> str:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
     for _ in range(120):
-        loss = (model(inputs) - targets).square().mean()
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0], f"MSE {losses[0]:.3f} -> {losses[-1]:.3f} in 120 steps"
+    require(losses[-1] < 0.3 * losses[0], f"MSE {losses[0]:.3f} -> {losses[-1]:.3f} in 120 steps")
     return f"one batch overfitted: MSE {losses[0]:.2f} -> {losses[-1]:.2f} in 120 steps"
 
 
 def check_dataset(setup: Setup) -> str:
-    """If there is a dataset, all of its headers are right and its first pair encodes."""
+    """If there is a dataset, its first pairs encode; how much validation there is."""
     root = Path(setup.dataset_dir or "dataset_pairs_wav")
     if setup.dataset_dir is None and not root.exists():
         return f"none at {root} yet: python create_dataset_pairs_wav.py makes it"
@@ -138,15 +161,23 @@ def check_dataset(setup: Setup) -> str:
     for split in ("train", "val"):
         dataset = WavPairsDataset(root / split, setup.codec, use_cache=False)
         first, second = dataset[0]
-        assert first.shape == second.shape == (128, dataset.num_frames)
+        require(first.shape == second.shape == (128, dataset.num_frames), f"embeddings {list(first.shape)}")
         sizes[split] = len(dataset)
-    return f"{root}: {sizes['train']} train and {sizes['val']} val pairs, every header right"
+    tracks = len({row.source for row in read_metadata(root / METADATA_NAME).pairs if row.split == "val"})
+    few = f"; {tracks} validation tracks are too few for a verdict (10)" if tracks < TRACKS_FOR_A_VERDICT else ""
+    return f"{root}: {sizes['train']} train and {sizes['val']} val pairs{few}"
+
+
+def noise(batch: int, seconds: int) -> torch.Tensor:
+    """Waveforms [batch, 1, samples] at 24 kHz."""
+    return torch.randn(batch, 1, seconds * 24000, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 CHECKS: list[Callable[[Setup], str]] = [
     check_versions,
     check_devices,
     check_encodec,
+    check_context,
     check_model,
     check_loss,
     check_optimizer,
@@ -160,29 +191,25 @@ def pytest_generate_tests(metafunc) -> None:
 
 
 def test_setup(check: Callable[[Setup], str]) -> None:
-    check(Setup())
+    check(Setup(encodec_weights="untrained", device="cpu"))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--encodec_weights", type=file_path, default="pretrained", help="pretrained, untrained, or a file or folder")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--dataset_dir", type=file_path, help="a dataset to check (default: dataset_pairs_wav, if it is there)")
-    setup = Setup(**vars(parser.parse_args()))
+    setup = parse_settings(Setup, __doc__)
     failed = []
     for check in CHECKS:
         name = check.__name__.removeprefix("check_")
+        print(f"{name:10s} ", end="", flush=True)
         try:
-            print(f"ok    {name:10s} {check(setup)}", flush=True)
-        except (AssertionError, UserError, RuntimeError) as error:
+            print(f"ok    {check(setup)}", flush=True)
+        except (CheckError, UserError, RuntimeError, OSError) as error:
             failed.append(name)
-            print(f"FAIL  {name:10s} {error}", flush=True)
+            print(f"FAIL  {error}", flush=True)
     if failed:
-        print(f"not ready: mend {', '.join(failed)} (above), then run this again", flush=True)
+        print(f"not ready: fix {', '.join(failed)} (above), then run this again", flush=True)
         return 1
     if not setup.codec.is_pretrained:
-        print(untrained_banner(setup.codec), file=sys.stderr)
+        print(untrained_banner(setup.codec), flush=True)
     print("ready: python train_simple_ddp.py, or sbatch run_train_simple.sh", flush=True)
     return 0
 

@@ -25,6 +25,13 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     return torch.device(name, index) if name == "cuda" else torch.device(name)
 
 
+def choose_precision(precision: str, device: torch.device) -> str:
+    """fp32 or bf16, from `--precision`: auto is bf16 on GPUs that compute it, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
 def available_cores() -> int:
     """The cores this process may use: a SLURM or taskset allotment rather than the whole machine."""
     if hasattr(os, "sched_getaffinity"):  # Linux
@@ -37,7 +44,7 @@ def free_memory(device: torch.device, processes_on_node: int = 1) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
-        return 0  # shares the computer's memory: keep large tensors on the CPU's side
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     try:
         with open("/proc/meminfo") as file:
             available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

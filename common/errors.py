@@ -29,8 +29,8 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise  # not the operating system's: a bug
         print_error(error)
         status = 1
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as interrupt:
+        print_interrupt(interrupt)
         status = 130
     sys.exit(status)
 
@@ -39,6 +39,11 @@ def print_error(error: UserError | OSError) -> None:
     """Print an error as one line on stderr: script, file or flag, what is wrong, remedy."""
     text = describe_os_error(error) if isinstance(error, OSError) else printable(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr, flush=True)
+
+
+def print_interrupt(interrupt: KeyboardInterrupt) -> None:
+    """Print a Ctrl-C as one line on stderr, with what it was raised with, if anything."""
+    print("; ".join([f"{Path(sys.argv[0]).name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr, flush=True)
 
 
 def describe_os_error(error: OSError) -> str:

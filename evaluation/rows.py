@@ -17,7 +17,6 @@ import soundfile
 import torch
 
 from common.errors import UserError
-from dataset_wav_pairs import PairEmbeddings
 from evaluation.measures import (
     FrameSet,
     SoundFeatures,
@@ -98,6 +97,18 @@ def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
     return other
 
 
+class SplitEmbeddings:
+    """Batches of a dataset's embeddings on a device."""
+
+    def __init__(self, dataset, device: torch.device):
+        self.dataset, self.device = dataset, device
+
+    def batch(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and outputs of the pairs `indices`, [B, 128, frames] each."""
+        pairs = [self.dataset[i] for i in indices]
+        return tuple(torch.stack(side).to(self.device) for side in zip(*pairs, strict=True))
+
+
 @dataclass
 class SoundRow:
     """Sums over pairs of one row's sound, and its frames."""
@@ -128,7 +139,7 @@ class Evaluation:
         self,
         predict: Callable[[torch.Tensor], torch.Tensor],
         training_mean: torch.Tensor,
-        embeddings: PairEmbeddings,
+        embeddings: SplitEmbeddings,
         tracks: list[str],
         seed: int,
         batch_size: int,
@@ -204,10 +215,10 @@ class Evaluation:
         rows = {name: SoundRow(FrameSet(len(indices), self.seed)) for name in ["truth", *SOUND_ROWS]}
         needed = {}
         for i in indices:
-            uses = {"repeat_input": self.dataset.pairs[i][0], "ceiling": self.dataset.pairs[i][1]}
+            uses = {"repeat_input": (i, 0), "ceiling": (i, 1)}
             if other is not None:
-                uses["other_track"] = self.dataset.pairs[other[i]][1]
-            needed[i] = {name: (self.dataset.key(path), path) for name, path in uses.items()}
+                uses["other_track"] = (other[i], 1)
+            needed[i] = {name: (self.dataset.keys[j][role], (j, role)) for name, (j, role) in uses.items()}
         if other is None:
             del rows["other_track"]
         last_use = {key: i for i in indices for key, _ in needed[i].values()}
@@ -233,7 +244,7 @@ class Evaluation:
             for first in range(0, len(names), self.batch_size):
                 some = names[first : first + self.batch_size]
                 given = [
-                    jobs[n] if isinstance(jobs[n], torch.Tensor) else self.dataset.embedding(jobs[n]) for n in some
+                    jobs[n] if isinstance(jobs[n], torch.Tensor) else self.dataset[jobs[n][0]][jobs[n][1]] for n in some
                 ]
                 results |= zip(some, self.hear(given), strict=True)
                 done += len(some)

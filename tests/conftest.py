@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
@@ -11,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+
+from common import errors
 
 ROOT = Path(__file__).parent.parent
+UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
 SHARED_MUSIC = ROOT.parent / "shared" / "music"  # real recordings, where there are any
 
 
 def run_script(
     script: str, *args: object, status: int | None = 0, cwd: Path = ROOT, **env: str
 ) -> subprocess.CompletedProcess:
-    """Run a script as a user does, with another folder as the current one if wanted; check its exit status."""
+    """Run a script as a user does, in a process of its own; check its exit status."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     environment = os.environ | {"PYTHONPATH": "", "PYTHONUNBUFFERED": "1"} | env
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
@@ -28,12 +33,50 @@ def run_script(
     return result
 
 
-def one_line_error(script: str, *args: object, says: str, status: int = 1, **kwargs) -> str:
-    """Run a script that must refuse: one line on stderr that says `says`, no traceback."""
-    result = run_script(script, *args, status=status, **kwargs)
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("***")]
-    assert len(lines) == 1 and says in lines[0], f"expected one line with {says!r}, got:\n{result.stderr}"
+def main_of(script: str, *args: object) -> int:
+    """Run a script's `main` as the script does, in this process; its exit status. Spares the imports."""
+    before, threads = sys.argv, torch.get_num_threads()
+    sys.argv = [script, *map(str, args)]
+    try:
+        errors.run_script(importlib.import_module(Path(script).stem).main)
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = before
+        torch.set_num_threads(threads)
+    raise AssertionError(f"{script} did not exit")
+
+
+@pytest.fixture
+def run(capfd):
+    """`main_of` with its output: run(script, *args, status=0) -> CompletedProcess."""
+
+    def run_here(script: str, *args: object, status: int = 0) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        ended = main_of(script, *args)
+        said = capfd.readouterr()
+        assert ended == status, f"{script} {args}: {ended}\n{said.out}\n{said.err}"
+        return subprocess.CompletedProcess([script, *args], ended, said.out, said.err)
+
+    return run_here
+
+
+def one_line(stderr: str, says: str = "") -> str:
+    """The only line of an error, which must contain `says`; the banner of an untrained codec does not count."""
+    lines = [line for line in stderr.splitlines() if not line.startswith(("***", "[Gloo]"))]
+    assert len(lines) == 1 and ": error: " in lines[0] and says in lines[0], f"expected one line, {says!r}:\n{stderr}"
     return lines[0]
+
+
+@pytest.fixture
+def fails(run):
+    """Run a script that must refuse, in this process: one line on stderr that says `says`, and status 1."""
+    return lambda script, *args, says: one_line(run(script, *args, status=1).stderr, says)
+
+
+def one_line_error(script: str, *args: object, says: str, status: int = 1, **kwargs) -> str:
+    """The same in a process of its own."""
+    return one_line(run_script(script, *args, status=status, **kwargs).stderr, says)
 
 
 def noise(rng: np.random.Generator, samples: int, channels: int = 1) -> np.ndarray:
@@ -52,7 +95,7 @@ def checkpoint_of(model, **others: object) -> dict:
     """What a checkpoint of `model` holds, for one-second segments of the untrained codec."""
     content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
     content |= {"codec_is_pretrained": False, "sample_rate": 24000, "num_samples": 24000, "val_mse": 1.0}
-    return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0}, "identity": {}} | others
+    return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0, "shrunk_copy": 1.5}} | others
 
 
 @pytest.fixture
@@ -88,9 +131,16 @@ def small_music(tmp_path_factory) -> Path:
 def small_dataset(small_music, tmp_path_factory) -> Path:
     """Pairs of one-second segments (75 frames): 19 train, 3 val; already encoded."""
     folder = tmp_path_factory.mktemp("data") / "dataset"
-    run_script(
-        "create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", folder, "--segment_duration", 1,
-        "--max_pairs", 22, "--val_pairs", 3,
-    )  # fmt: skip
-    run_script("dataset_wav_pairs.py", "--dataset_dir", folder, "--encodec_weights", "untrained", "--device", "cpu")
+    create = ("--input_dir", small_music, "--output_dir", folder, "--segment_duration", 1, "--num_workers", 1)
+    assert main_of("create_dataset_pairs_wav.py", *create, "--max_pairs", 22, "--val_pairs", 3) == 0
+    assert main_of("dataset_wav_pairs.py", "--dataset_dir", folder, *UNTRAINED) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(small_dataset, tmp_path_factory) -> Path:
+    """The folder of a run of two epochs on `small_dataset`; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained") / "checkpoints_simple"
+    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, *UNTRAINED)
+    assert main_of("train_simple_ddp.py", *command, "--epochs", 2, "--checkpoint_every", 1, "--lr", 1e-3) == 0
     return folder

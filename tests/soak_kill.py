@@ -235,13 +235,11 @@ def content(path: Path) -> object:
     """A file's content but for how long the run took: bytes, or what a checkpoint or a JSON holds."""
     if path.suffix == ".pt":
         checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-        del checkpoint["progress"]["seconds"]
+        del checkpoint["counters"]["seconds"]
         return checkpoint
     if path.name == "metrics.jsonl":
         lines = map(json.loads, path.read_text().splitlines())
-        return [
-            {key: value for key, value in line.items() if key not in ("pairs_per_second", "crc32")} for line in lines
-        ]
+        return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
     if path.name == "results.json":
         return json.loads(path.read_text()) | {"seconds": 0}
     return path.read_bytes()
@@ -293,7 +291,6 @@ def prepare(base: Path) -> None:
         soundfile.write(base / "music" / f"{number}.wav", 0.3 * np.sin(steps * 0.02), rate)
     by_name = {stage.name: stage for stage in stages(base)}
     Running(SCRIPTS[0], by_name["create"].arguments(base / "dataset"), base / "log").finish()
-    time.sleep(2.1)  # of WAVs newer than that no note is kept, and every start would leave another
     arguments = by_name["train"].arguments(base)
     Running(SCRIPTS[2], arguments, base / "log").finish()
 

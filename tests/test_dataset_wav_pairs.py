@@ -3,24 +3,25 @@
 import errno
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import noise, one_line_error, write_track
+from conftest import noise, write_track
 from torch.utils.data import DataLoader
 
-import dataset_wav_pairs
 from common.errors import UserError
-from dataset_wav_pairs import EmbeddingCache, PairEmbeddings, WavPairsDataset, prepare_cache
+from dataset import segments
+from dataset.cache import EmbeddingCache
+from dataset.pairs import read_metadata
+from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
 
 
 @pytest.fixture
 def copy(small_dataset, tmp_path):
     """A dataset of one's own, already encoded."""
-    shutil.copytree(small_dataset, tmp_path / "copy", copy_function=shutil.copy)
+    shutil.copytree(small_dataset, tmp_path / "copy")
     return tmp_path / "copy"
 
 
@@ -34,23 +35,50 @@ def counted(codec, monkeypatch):
     return codec
 
 
-def test_items_are_the_wavs_embeddings(small_dataset, codec):
-    dataset = WavPairsDataset(small_dataset / "train", codec)
+def in_one_piece(codec, *paths) -> torch.Tensor:
+    """The embedding of WAVs one after the other, by EnCodec's own encoder: [128, frames]."""
+    waveform = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in paths])
+    with torch.no_grad():
+        return codec.model.encoder(torch.from_numpy(waveform).view(1, 1, -1))[0]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_dataset, codec, use_cache):
+    dataset = WavPairsDataset(small_dataset / "train", codec, use_cache=use_cache)
     assert len(dataset) == 19
     for index in (0, 7, 18):
-        item = dataset[index]
-        for got, role in zip(item, ("input", "output"), strict=True):
-            path = small_dataset / "train" / f"pair_{index:04d}_{role}.wav"
-            waveform = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-            torch.testing.assert_close(got, codec.model.encoder(waveform.view(1, 1, -1))[0], atol=1e-5, rtol=1e-5)
-            assert got.shape == (128, 75) and got.dtype == torch.float32
+        target = dataset[index][1]
+        assert target.shape == (128, 75) and target.dtype == torch.float32
+        expected = in_one_piece(codec, *dataset.pairs[index])[:, 75:]
+        torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
+        alone = in_one_piece(codec, dataset.pairs[index][1])
+        assert (alone - expected)[:, 0].abs().mean() > 0.1, "encoded alone it would begin with the codec's start-up"
 
 
-def test_16_seconds_are_1200_frames(tmp_path, codec):
+def test_an_input_is_encoded_behind_what_came_before_it_in_its_track(small_dataset, codec):
+    """By metadata.txt; the first segment of a track has nothing before it."""
+    dataset = WavPairsDataset(small_dataset / "train", codec)
+    rows = {row.name: row for row in read_metadata(small_dataset / "metadata.txt").pairs}
+    at = {(rows[name].source, rows[name].start_s): i for i, name in enumerate(dataset.pairs.names)}
+    followed = 0
+    for (source, start_s), index in at.items():
+        before = at.get((source, start_s - 1))
+        paths = [dataset.pairs[index][0]] if before is None else [dataset.pairs[before][0], dataset.pairs[index][0]]
+        torch.testing.assert_close(dataset[index][0], in_one_piece(codec, *paths)[:, -75:], atol=1e-4, rtol=1e-4)
+        followed += before is not None
+        assert before is None or dataset.keys[index][0] == dataset.keys[before][1], "a shared segment has one key"
+    assert 5 < followed < 19
+
+
+@pytest.mark.slow
+def test_16_seconds_are_1200_frames_and_one_second_of_context_is_enough(tmp_path, codec):
     for role in ("input", "output"):
         write_track(tmp_path / "train" / f"pair_0000_{role}.wav", 16, seed=len(role))
-    first, second = WavPairsDataset(tmp_path / "train", codec)[0]
-    assert first.shape == second.shape == (128, 1200) and not torch.equal(first, second)
+    dataset = WavPairsDataset(tmp_path / "train", codec)
+    first, second = dataset[0]
+    assert first.shape == second.shape == (128, 1200)
+    expected = in_one_piece(codec, *dataset.pairs[0])[:, 1200:]
+    torch.testing.assert_close(second, expected, atol=1e-4 * expected.std(), rtol=0)
 
 
 def test_cached_and_uncached_are_equal(small_dataset, codec):
@@ -62,18 +90,20 @@ def test_cached_and_uncached_are_equal(small_dataset, codec):
 
 def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeypatch):
     dataset = WavPairsDataset(small_dataset / "train", codec)
-    in_memory = PairEmbeddings(dataset, torch.device("cpu"))
-    monkeypatch.setattr("dataset_wav_pairs._free_memory", lambda *_: 1000)
-    from_disk = PairEmbeddings(dataset, torch.device("cpu"))
-    encoded = PairEmbeddings(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
+    in_memory = PairBatches(dataset, torch.device("cpu"))
+    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 1000)
+    from_disk = PairBatches(dataset, torch.device("cpu"))
+    encoded = PairBatches(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
     assert in_memory.table is not None and from_disk.table is None
-    chunks = [[3, 1, 18], [0], [5, 5]]
-    for batches in zip(*(way.batches(chunks) for way in (in_memory, from_disk, encoded)), chunks, strict=True):
-        *ways, chunk = batches
-        for position, index in enumerate(chunk):
-            for inputs, outputs in ways:
-                assert torch.equal(inputs[position], dataset[index][0])
-                assert torch.equal(outputs[position], dataset[index][1])
+    state, indices = torch.random.get_rng_state(), [3, 1, 18, 0, 5, 5, 7]
+    ways = [list(way(indices, 3)) for way in (in_memory, from_disk, encoded)]
+    assert torch.equal(torch.random.get_rng_state(), state), "dropout would differ between the ways"
+    for way in ways:
+        assert [len(inputs) for inputs, _ in way] == [3, 3, 1]
+        inputs, targets = (torch.cat(side) for side in zip(*way, strict=True))
+        for position, index in enumerate(indices):
+            assert torch.equal(inputs[position], dataset[index][0])
+            assert torch.equal(targets[position], dataset[index][1])
 
 
 def test_a_dataloader_takes_it(small_dataset, codec):
@@ -85,7 +115,7 @@ def test_each_distinct_segment_is_encoded_once(copy, counted):
     shutil.rmtree(copy / ".embedding_cache")
     datasets = [WavPairsDataset(copy / split, counted) for split in ("train", "val")]
     prepare_cache(datasets)
-    distinct = {(copy / s / f).read_bytes() for s in ("train", "val") for f in os.listdir(copy / s)}
+    distinct = {key for dataset in datasets for pair in dataset.keys for key in pair}
     assert sum(counted.sizes) == len(distinct) < 2 * (len(datasets[0]) + len(datasets[1]))
     prepare_cache([WavPairsDataset(copy / split, counted) for split in ("train", "val")])
     assert sum(counted.sizes) == len(distinct), "something was encoded again"
@@ -99,74 +129,43 @@ def test_an_interrupted_fill_goes_on(copy, counted):
     assert sum(counted.sizes) == 5
 
 
-def test_a_touched_wav_is_encoded_again(copy, counted):
-    dataset = WavPairsDataset(copy / "train", counted)
-    before = dataset[0][0]
+def test_a_changed_wav_is_encoded_again_and_so_is_what_follows_it(copy, counted):
+    before = WavPairsDataset(copy / "train", counted)[0]
     path = copy / "train" / "pair_0000_input.wav"
-    path.unlink()
     soundfile.write(path, noise(np.random.default_rng(99), 24000), 24000)
-    for again in (dataset, WavPairsDataset(copy / "train", counted)):
-        assert not torch.equal(again[0][0], before)
-    assert sum(counted.sizes) == 1
+    after = WavPairsDataset(copy / "train", counted)[0]
+    assert not torch.equal(after[0], before[0]) and not torch.equal(after[1][:, 0], before[1][:, 0])
+    assert sum(counted.sizes) == 2
     identity = prepare_cache([WavPairsDataset(copy / "train", counted)])
     shutil.copy(copy / "train" / "pair_0001_input.wav", path)
     assert prepare_cache([WavPairsDataset(copy / "train", counted)]) != identity
 
 
-def test_only_the_audio_names_a_segment(copy, counted):
-    """A new date, or another place, is no reason to encode again."""
-    os.utime(copy / "train" / "pair_0000_input.wav", (1, 1))
+def test_a_moved_dataset_needs_no_encoding(copy, counted):
     shutil.move(copy, copy.parent / "moved")
-    prepare_cache([WavPairsDataset(copy.parent / "moved" / "train", counted)])
+    prepare_cache([WavPairsDataset(copy.parent / "moved" / split, counted) for split in ("train", "val")])
     assert counted.sizes == []
 
 
-def test_a_known_dataset_is_not_read_again(copy, counted, monkeypatch):
-    """Nor are files believed whose dates are too new to tell of another change."""
-    read, wavs = dataset_wav_pairs.read_pcm16, []
-    monkeypatch.setattr("dataset_wav_pairs.read_pcm16", lambda path: wavs.append(path.name) or read(path))
-    clock = time.time_ns
+def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
+    """metadata.txt knows the audio; only a WAV that is newer than it, or of another size, is read."""
+    read, wavs = segments.read_pcm16, []
+    monkeypatch.setattr(segments, "read_pcm16", lambda path: wavs.append(path.name) or read(path))
 
-    def start(seconds_later: float) -> set[str]:
-        monkeypatch.setattr("time.time_ns", lambda: clock() + round(seconds_later * 1e9))
+    def start() -> list[str]:
         wavs.clear()
-        prepare_cache([WavPairsDataset(copy / "train", counted)])
-        return set(wavs)
+        prepare_cache([WavPairsDataset(copy / split, codec) for split in ("train", "val")])
+        return sorted(set(wavs))
 
-    assert len(start(-100)) == 38 == len(start(-100)), "all of these are new, or newer"
-    assert len(start(10)) == 38, "and nothing was kept of them"
-    assert start(10) == set()
-    soundfile.write(copy / "train" / "pair_0003_output.wav", noise(np.random.default_rng(99), 24000), 24000)
-    assert start(10) == {"pair_0003_output.wav"} and start(10) == set()
-    (kept,) = (copy / ".embedding_cache").glob("known_audio_train_*")
-    kept.write_bytes(kept.read_bytes()[:-100])
-    assert len(start(10)) == 38 and start(10) == set()
-    before, path = WavPairsDataset(copy / "train", counted)[5][0], copy / "train" / "pair_0005_input.wav"
-    dates = path.stat()
-    with open(path, "r+b") as wav:  # the same size and, by force, the same date
-        wav.seek(-2000, os.SEEK_END)
-        wav.write(bytes(1000))
-    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
-    assert start(10) == {"pair_0005_input.wav"}
-    assert not torch.equal(WavPairsDataset(copy / "train", counted)[5][0], before)
-
-
-def test_damage_in_the_cache_is_noticed_and_mended(copy, counted, capsys, rng):
-    dataset = WavPairsDataset(copy / "train", counted)
-    expected = dataset[4][0]
-    path = dataset.cache.path(dataset.key(dataset.pairs[4][0]))
-    whole = path.read_bytes()
-    damages = [whole[:-1], whole[:1000], b"", whole + b"x"]
-    for position in [0, 50, 200, len(whole) - 1, *rng.integers(0, len(whole), 6)]:
-        flipped = bytearray(whole)
-        flipped[position] ^= 1 << int(rng.integers(8))
-        damages.append(bytes(flipped))
-    for damaged in damages:
-        path.write_bytes(damaged)
-        assert torch.equal(dataset[4][0], expected)
-        assert path.read_bytes() == whole
-        assert path.name in capsys.readouterr().err
-    assert len(counted.sizes) == len(damages)
+    assert start() == []
+    newer = (copy / "metadata.txt").stat().st_mtime_ns + 1
+    os.utime(copy / "train" / "pair_0005_output.wav", ns=(newer, newer))
+    assert start() == ["pair_0005_output.wav"]
+    rows = [row for row in (copy / "metadata.txt").read_text().split("\n") if not row.startswith("val/pair_0020_input")]
+    (copy / "metadata.txt").write_text("\n".join(rows))
+    assert start() == ["pair_0020_input.wav"], "a row that is missing"
+    (copy / "metadata.txt").unlink()
+    assert len(start()) == 44, "pairs from elsewhere need no metadata.txt"
 
 
 def test_a_cached_file_is_a_plain_npy(small_dataset, codec):
@@ -178,7 +177,7 @@ def test_a_cached_file_is_a_plain_npy(small_dataset, codec):
 def test_another_codec_has_another_cache(copy, codec, monkeypatch):
     monkeypatch.setattr(codec, "fingerprint", "another")
     dataset = WavPairsDataset(copy / "train", codec)
-    assert dataset.cache.present() == set() and dataset.cache.folder.name == "another"
+    assert dataset.cache.keys() == set() and dataset.cache.folder.name == "another"
 
 
 def test_cache_dir_is_used(copy, codec, tmp_path):
@@ -212,8 +211,6 @@ def test_half_a_pair_is_named(copy, codec):
     (copy / "val" / "pair_0020_output.wav").unlink()
     with pytest.raises(UserError, match=r"pair_0020_output\.wav: missing"):
         WavPairsDataset(copy / "val", codec)
-    says = "pair_0020_output.wav: missing"
-    one_line_error("train_simple_ddp.py", "--dataset_dir", copy, "--encodec_weights", "untrained", says=says)
 
 
 def test_a_file_that_is_no_wav_is_named(copy, codec):
@@ -224,10 +221,12 @@ def test_a_file_that_is_no_wav_is_named(copy, codec):
 
 def test_an_embedding_that_is_not_finite_names_its_file(copy, codec, monkeypatch):
     shutil.rmtree(copy / ".embedding_cache")
-    monkeypatch.setattr(codec, "encode", lambda waveforms: torch.full((len(waveforms), 128, 75), torch.nan))
+    monkeypatch.setattr(
+        codec, "encode", lambda waveforms: torch.full((len(waveforms), 128, waveforms.shape[2] // 320), torch.nan)
+    )
     with pytest.raises(UserError, match=r"pair_\d+_\w+\.wav: its embedding is not finite"):
         prepare_cache([WavPairsDataset(copy / "val", codec)])
-    assert WavPairsDataset(copy / "val", codec).cache.present() == set()
+    assert WavPairsDataset(copy / "val", codec).cache.keys() == set()
 
 
 def test_the_cache_never_shows_half_a_file(tmp_path, monkeypatch):

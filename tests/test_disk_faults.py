@@ -9,22 +9,17 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import one_line_error, run_script
+from conftest import main_of, one_line_error, run_script
 from soak_kill import content, difference, outcome
 
-import create_dataset_pairs_wav
-import evaluate_continuation
-import generate_continuation
-import train_simple_ddp
-from common import errors
-from training.checkpoint import MetricsLog
+from common.errors import describe_os_error
+from training.log import METRICS, append_metrics
 
+pytestmark = pytest.mark.slow
 CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 DISK_KB = 32 * 1024
 
@@ -60,55 +55,42 @@ def leave_free(disk: Path, kilobytes: int) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Run a script's main as the script does, here; its exit status and standard error."""
+def try_command(capfd):
+    """Run a command in this process; its exit status and standard error, but for banners."""
 
     def run_here(command: list[object]) -> tuple[int, str]:
-        module, *arguments = command
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            errors.run_script(module.main)
+        status = main_of(*command)
         lines = capfd.readouterr().err.splitlines()
-        return leaving.value.code, "\n".join(line for line in lines if not line.startswith("***"))
+        return status, "\n".join(line for line in lines if not line.startswith("***"))
 
-    threads = torch.get_num_threads()
-    yield run_here
-    torch.set_num_threads(threads)
+    return run_here
 
 
-def commands(folder: Path, small_music: Path, small_dataset: Path, checkpoint: Path) -> dict[str, list[object]]:
+def commands(folder: Path, small_music: Path, small_dataset: Path, trained: Path) -> dict[str, list[object]]:
     """Each script that writes, writing into `folder` and taking what it needs from elsewhere."""
     return {
         "create": [
-            create_dataset_pairs_wav, "--input_dir", small_music, "--output_dir", folder / "out",
+            "create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", folder / "out",
             "--segment_duration", 1, "--num_workers", 1,
         ],
         "train": [
-            train_simple_ddp, "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint_dir",
+            "train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint_dir",
             folder / "out", "--num_layers", 1, "--epochs", 2, "--checkpoint_every", 1, *CODEC,
         ],
         "generate": [
-            generate_continuation, small_music / "track_0.wav", "--checkpoint", checkpoint, "--output_dir",
-            folder / "out", *CODEC,
+            "generate_continuation.py", small_music / "track_0.wav", "--checkpoint", trained / "best_model.pt",
+            "--output_dir", folder / "out", *CODEC,
         ],
         "evaluate": [
-            evaluate_continuation, "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint",
-            checkpoint, "--output_dir", folder / "out", "--num_examples", 1, "--max_sound_pairs", 2, *CODEC,
+            "evaluate_continuation.py", "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint",
+            trained / "best_model.pt", "--output_dir", folder / "out", "--num_examples", 1, "--max_sound_pairs", 2,
+            *CODEC,
         ],
     }  # fmt: skip
 
 
 SCRIPTS = ("create", "train", "generate", "evaluate")
-
-
-@pytest.fixture(scope="module")
-def trained(small_dataset, tmp_path_factory) -> Path:
-    """A checkpoint of one epoch."""
-    folder = tmp_path_factory.mktemp("trained")
-    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, "--epochs", 1, *CODEC)
-    run_script("train_simple_ddp.py", *command)
-    return folder / "best_model.pt"
 
 
 def is_one_line(told: str, *parts: str) -> bool:
@@ -126,12 +108,14 @@ def check_final_names(folder: Path, expected: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_full_disk_is_one_line_and_the_run_goes_on_after(script, disk, run, rng, small_music, small_dataset, trained):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_after(
+    script, disk, try_command, rng, small_music, small_dataset, trained
+):
     """Again and again with somewhat more space, at random: every write has its turn to fail."""
     folder = disk / "work"
     command = commands(folder, small_music, small_dataset, trained)[script]
     folder.mkdir()
-    assert run(command)[0] == 0
+    assert try_command(command)[0] == 0
     expected = outcome(folder)
     needed_kb = sum(path.stat().st_blocks for path in folder.rglob("*")) // 2
     shutil.rmtree(folder)
@@ -140,12 +124,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after(script, disk, run, rn
     for share in [*sorted(rng.uniform(0, 1, 4)), None]:
         used_kb = sum(path.stat().st_blocks for path in folder.rglob("*")) // 2
         leave_free(disk, int(share * max(8, needed_kb - used_kb)) if share is not None else DISK_KB)
-        status, told = run(command)
+        status, told = try_command(command)
         check_final_names(folder, expected)
         if status == 0:
             break
         failed += 1
-        assert status == 1 and is_one_line(told, f"{folder}/", "No space left on device; make space"), told
+        assert status == 1 and is_one_line(told, f"{folder}/", "No space left on device; free some space"), told
     assert failed and status == 0 and not difference(expected, outcome(folder))
 
 
@@ -153,10 +137,10 @@ def test_a_full_disk_with_two_processes_is_one_line_too(disk, small_music, small
     """In the fill of the cache, which both do, and in the saving, which one does while the other waits for it."""
     folder = disk / "work"
     script, *arguments = commands(folder, small_music, small_dataset, trained)["train"]
-    command = (f"{script.__name__}.py", *arguments, "--num_processes", 2, "--batch_size", 3)
+    command = (script, *arguments, "--num_processes", 2, "--batch_size", 3)
     for free_kb, name in ((200, "cache/"), (1500, "out/last.pt")):
         leave_free(disk, free_kb)
-        line = one_line_error(*command, says="No space left on device; make space")
+        line = one_line_error(*command, says="No space left on device; free some space")
         assert name in line and not list(folder.rglob("*.part"))
     (disk / "filler").unlink()
     run_script(*command)
@@ -175,53 +159,55 @@ def size_limit(kilobytes: int):
 
 
 @pytest.mark.parametrize("script, name", list(zip(SCRIPTS, (".wav", "last.pt", "_context.wav", ".npy"), strict=True)))
-def test_a_limit_on_the_size_of_files_is_one_line(script, name, run, tmp_path, small_music, small_dataset, trained):
+def test_a_limit_on_the_size_of_files_is_one_line(
+    script, name, try_command, tmp_path, small_music, small_dataset, trained
+):
     command = commands(tmp_path, small_music, small_dataset, trained)[script]
     with size_limit(1000 if script == "train" else 30):
-        status, told = run(command)
+        status, told = try_command(command)
     assert status == 1 and is_one_line(told, str(tmp_path), name, "File too large; raise the limit"), told
     assert not list(tmp_path.rglob("*.part")) or script == "create"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_read_only_folder_is_one_line(script, disk, run, small_music, small_dataset, trained):
+def test_a_read_only_folder_is_one_line(script, disk, try_command, small_music, small_dataset, trained):
     command = commands(disk / "work", small_music, small_dataset, trained)[script]
     remount(disk, "ro")
-    status, told = run(command)
-    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; mend its permissions"), told
+    status, told = try_command(command)
+    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; fix its permissions"), told
     remount(disk, "rw")
     (disk / "work" / "out").mkdir(parents=True)  # a folder that is there cannot be written to either
     remount(disk, "ro")
-    status, told = run(command)
-    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; mend its permissions"), told
+    status, told = try_command(command)
+    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; fix its permissions"), told
 
 
-def test_a_read_only_dataset_with_a_full_cache_serves(disk, run, tmp_path, small_music, small_dataset, trained):
+def test_a_read_only_dataset_with_a_full_cache_serves(disk, try_command, tmp_path, small_music, small_dataset, trained):
     shutil.copytree(small_dataset, disk / "dataset")
     remount(disk, "ro")
     for script in ("train", "evaluate"):
         module, *arguments = commands(tmp_path / script, small_music, disk / "dataset", trained)[script]
         at = arguments.index("--cache_dir")
-        assert run([module, *arguments[:at], *arguments[at + 2 :]]) == (0, "")
+        assert try_command([module, *arguments[:at], *arguments[at + 2 :]]) == (0, "")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 @pytest.mark.parametrize("script", ["create", "train"])
-def test_a_folder_that_is_another_users_is_one_line(script, disk, run, small_music, small_dataset, trained):
+def test_a_folder_that_is_another_users_is_one_line(script, disk, try_command, small_music, small_dataset, trained):
     (disk / "work" / "out").mkdir(parents=True)
     shutil.copytree(small_music, disk / "music")
     shutil.copytree(small_dataset, disk / "dataset")
     command = commands(disk / "work", disk / "music", disk / "dataset", trained)[script]
     os.seteuid(65534)
     try:
-        status, told = run(command)
+        status, told = try_command(command)
     finally:
         os.seteuid(0)
-    assert status == 1 and is_one_line(told, f"{disk}/work/", "Permission denied; mend its permissions"), told
+    assert status == 1 and is_one_line(told, f"{disk}/work/", "Permission denied; fix its permissions"), told
 
 
 def test_metrics_that_cannot_be_appended_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
-        MetricsLog(tmp_path).append({"epoch": 1})
-    assert errors.describe_os_error(caught.value).startswith(f"{tmp_path}/metrics.jsonl: No space left")
+        append_metrics(tmp_path / METRICS, {"epoch": 1})
+    assert describe_os_error(caught.value).startswith(f"{tmp_path}/metrics.jsonl: No space left")

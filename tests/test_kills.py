@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
-def test_killed_anywhere_every_script_goes_on_and_ends_the_same(seed):
+@pytest.mark.slow
+def test_killed_anywhere_every_command_resumes_and_ends_the_same(seed):
     command = [sys.executable, ROOT / "tests" / "soak_kill.py", "--kills", "12", "--seed", str(seed)]
     result = subprocess.run(command, capture_output=True, text=True)
     print(result.stdout, result.stderr)

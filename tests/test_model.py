@@ -1,17 +1,24 @@
-"""The transformer: 859,520 parameters, equal to torch's own layers, and the mean before it is trained."""
+"""The transformer: 859,520 parameters, stock layers, and the best hedged copy before it is trained."""
 
 import pytest
 import torch
 from conftest import checkpoint_of
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model_simple_transformer import (
-    EncoderLayer,
-    SimpleTransformer,
-    count_parameters,
-    dropout,
-    load_simple_transformer,
-)
-from training.checkpoint import save_checkpoint
+from model_simple_transformer import Dropout, SimpleTransformer, count_parameters, transformer_layer
+from training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def with_statistics(model: SimpleTransformer) -> SimpleTransformer:
+    model.set_statistics(torch.randn(128), torch.rand(128) + 0.1, torch.rand(128))
+    return model
+
+
+def randomised(model: SimpleTransformer) -> SimpleTransformer:
+    """With a head that does not predict zero."""
+    nn.init.normal_(model.head[2].weight)
+    return model
 
 
 def test_859520_parameters():
@@ -19,24 +26,56 @@ def test_859520_parameters():
     assert count_parameters(SimpleTransformer(num_layers=1)) == 859_520 - 3 * 198_272
 
 
-def test_a_layer_is_torchs_own():
+def test_untrained_it_predicts_mean_plus_gain_times_copy():
+    model, x = with_statistics(SimpleTransformer()), torch.randn(2, 128, 50)
+    expected = model.mean + model.gain * (x - model.mean)
+    assert torch.equal(model(x), expected) and torch.equal(model.shrunk_copy(x), expected)
+
+
+def test_before_statistics_are_set_it_predicts_the_constant_mean():
+    assert torch.equal(SimpleTransformer()(torch.randn(2, 128, 50)), torch.zeros(2, 128, 50))
+
+
+def test_layers_start_different_from_each_other():
+    layers = SimpleTransformer().layers
+    weights = [layer.self_attn.in_proj_weight for layer in layers] + [layer.linear1.weight[:128] for layer in layers]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i] if a.shape == b.shape)
+
+
+def test_a_layer_is_torchs_own_without_dropout_on_attention():
+    """In training mode with dropout 0 and in eval mode; the eval-mode fast path off or on."""
     torch.manual_seed(0)
-    ours = EncoderLayer(128, 8, dropout=0.0)
-    for parameter in ours.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    stock = torch.nn.TransformerEncoderLayer(128, 8, 512, 0.0, "gelu", batch_first=True, norm_first=True)
-    names = {"qkv.weight": "self_attn.in_proj_weight", "qkv.bias": "self_attn.in_proj_bias"}
-    names |= {f"attention_out.{k}": f"self_attn.out_proj.{k}" for k in ("weight", "bias")}
-    stock.load_state_dict({names.get(k, k): v for k, v in ours.state_dict().items()})
+    ours = transformer_layer(128, 8, dropout=0.0)
+    stock = nn.TransformerEncoderLayer(128, 8, 512, 0.0, "gelu", batch_first=True, norm_first=True)
+    stock.load_state_dict(ours.state_dict())
     x = torch.randn(3, 70, 128)
-    torch.testing.assert_close(ours(x), stock(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours(x), stock(x), atol=0, rtol=0)
+    trained = ours(x)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), trained, atol=1e-6, rtol=1e-5)
+        torch.backends.mha.set_fastpath_enabled(True)
+        torch.testing.assert_close(stock.eval()(x), trained, atol=1e-5, rtol=1e-4)
+        torch.backends.mha.set_fastpath_enabled(False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_attention_is_in_use(training, monkeypatch):
+    """Nothing but the fused kernel is allowed, and it is called once a layer: in eval mode too."""
+    model, calls = SimpleTransformer().train(training), []
+    attention = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k)
+    )
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.set_grad_enabled(training):
+        model(torch.randn(2, 128, 40))
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
     torch.manual_seed(seed)
-    x = torch.ones(1001, 999, requires_grad=True)
-    y = dropout(x, p, training=True)
+    dropout, x = Dropout(p), torch.ones(1001, 999, requires_grad=True)
+    y = dropout(x)
     kept = y != 0
     assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-3)
     deviation = (p * (1 - p) / x.numel()) ** 0.5
@@ -47,15 +86,8 @@ def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
     y.sum().backward()
     assert torch.equal(x.grad, y)
     torch.manual_seed(seed)
-    assert torch.equal(dropout(x, p, training=True), y)
-    assert dropout(x, p, training=False) is x
-
-
-def test_untrained_it_predicts_the_training_mean_exactly():
-    model = SimpleTransformer()
-    mean, std = torch.randn(128), torch.rand(128) + 0.1
-    model.set_statistics(mean, std)
-    assert torch.equal(model(torch.randn(2, 128, 50)), mean.view(1, -1, 1).expand(2, -1, 50))
+    assert torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
 
 
 @pytest.mark.parametrize("time", [1, 2, 75, 1200, 1201, 3000])
@@ -63,10 +95,9 @@ def test_any_length(time):
     assert SimpleTransformer().eval()(torch.randn(1, 128, time)).shape == (1, 128, time)
 
 
-def test_position_and_input_matter_once_trained():
+def test_position_and_every_frame_matter_once_trained():
     torch.manual_seed(0)
-    model = SimpleTransformer(dropout=0.0)
-    torch.nn.init.normal_(model.head[2].weight)
+    model = randomised(SimpleTransformer(dropout=0.0))
     flat = torch.zeros(1, 128, 40)
     assert model(flat).std(dim=2).mean() > 0.01, "no position enters"
     changed = flat.clone()
@@ -76,11 +107,10 @@ def test_position_and_input_matter_once_trained():
 
 def test_standardising_makes_it_blind_to_scale_and_offset():
     torch.manual_seed(0)
-    a, b = SimpleTransformer(dropout=0.0), SimpleTransformer(dropout=0.0)
-    torch.nn.init.normal_(a.head[2].weight)
+    a, b = randomised(SimpleTransformer(dropout=0.0)), SimpleTransformer(dropout=0.0)
     b.load_state_dict(a.state_dict())
     scale, offset = torch.rand(128) * 5 + 0.1, torch.randn(128) * 10
-    b.set_statistics(offset, scale)
+    b.set_statistics(offset, scale, torch.zeros(128))
     x = torch.randn(2, 128, 30)
     expected = a(x) * scale[:, None] + offset[:, None]
     torch.testing.assert_close(b(x * scale[:, None] + offset[:, None]), expected, atol=2e-4, rtol=1e-4)
@@ -98,10 +128,8 @@ def test_heads_must_divide_the_channels():
 
 
 def test_a_checkpoint_says_what_model_it_holds(tmp_path):
-    model = SimpleTransformer(num_heads=4, num_layers=2)
-    model.set_statistics(torch.randn(128), torch.rand(128) + 1)
-    torch.nn.init.normal_(model.head[2].weight)
-    save_checkpoint(tmp_path / "a.pt", checkpoint_of(model))
-    again = load_simple_transformer(tmp_path / "a.pt", "cpu")
+    model = randomised(with_statistics(SimpleTransformer(num_heads=4, num_layers=2)))
+    save_checkpoint([tmp_path / "a.pt"], checkpoint_of(model))
+    again = SimpleTransformer.from_checkpoint(load_checkpoint(tmp_path / "a.pt"))
     x = torch.randn(1, 128, 20)
     assert not again.training and torch.equal(again(x), model.eval()(x))

@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT
 from soak_kill import difference, outcome
 from test_create_dataset import contents
 
-import evaluate_continuation
-from common.errors import UserError
 from common.files import lock_folder
 
+pytestmark = pytest.mark.slow
 CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 
 
@@ -58,17 +56,9 @@ def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
         np.testing.assert_allclose(np.load(filled / path.name), np.load(path), atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_dataset, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, "--epochs", 1, *CODEC)
-    run_script("train_simple_ddp.py", *command)
-    return folder / "best_model.pt"
-
-
-def test_two_generations_into_one_folder(tmp_path, small_music, checkpoint):
+def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     songs = [small_music / "track_0.wav", small_music / "track_1.wav"]
-    command = ("generate_continuation.py", "--checkpoint", checkpoint, *CODEC, "--output_dir")
+    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *CODEC, "--output_dir")
     one, other, alone = together(
         (*command, tmp_path / "both", *songs),
         (*command, tmp_path / "both", *songs[::-1]),
@@ -78,12 +68,9 @@ def test_two_generations_into_one_folder(tmp_path, small_music, checkpoint):
     assert not difference(outcome(tmp_path / "alone"), outcome(tmp_path / "both"))
 
 
-def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, checkpoint, monkeypatch):
-    command = ["evaluate_continuation.py", "--checkpoint", checkpoint, "--dataset_dir", small_dataset, *CODEC]
-    monkeypatch.setattr(sys, "argv", [*map(str, command), "--output_dir", str(tmp_path)])
-    with (
-        lock_folder(tmp_path, "an evaluation"),
-        pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation, process {os.getpid()} on "),
-    ):
-        evaluate_continuation.main()
+def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, trained, fails):
+    command = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
+    with lock_folder(tmp_path, "an evaluation"):
+        says = f"{tmp_path}: in use by an evaluation, process {os.getpid()} on "
+        fails(*command, *CODEC, "--output_dir", tmp_path, says=says)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]

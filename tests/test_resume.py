@@ -1,0 +1,238 @@
+"""A run that is killed, interrupted, extended or changed: what resumes, what is said, and bits that stay."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, UNTRAINED, main_of, one_line_error, run_script, write_track
+from training_runs import SCRIPT, command, difference, load, metrics
+
+import train_simple_worker
+
+EIGHT = ("--epochs", 8, "--batch_size", 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main_of(*command(small_dataset, folder, *EIGHT)) == 0
+    return folder
+
+
+def check_same_outcome(folder, other) -> None:
+    for name in ("last.pt", "best_model.pt"):
+        found = difference(load(folder / name), load(other / name), name)
+        assert not found, found
+    assert metrics(folder) == metrics(other)
+
+
+def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undisturbed):
+    run(*command(small_dataset, tmp_path, "--epochs", 5, "--batch_size", 2))
+    assert "after epoch 5" in run(*command(small_dataset, tmp_path, *EIGHT)).stdout
+    check_same_outcome(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save", "save_checkpoint"])
+def test_stopped_anywhere_in_an_epoch_it_ends_the_same(small_dataset, tmp_path, run, undisturbed, at, monkeypatch, rng):
+    """Ctrl-C in each part of a random epoch: one line names the epoch from which the same command resumes."""
+    real, calls = getattr(train_simple_worker, at), []
+    after = int(rng.integers(4, 7))
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            if at != "train_epoch" and rng.random() < 0.5:
+                real(*args, **kwargs)
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train_simple_worker, at, stopped)
+    result = run(*command(small_dataset, tmp_path, *EIGHT), status=130)
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("***")]
+    assert line.startswith("train_simple_ddp.py: interrupted; the same command resumes after epoch ")
+    monkeypatch.setattr(train_simple_worker, at, real)
+    run(*command(small_dataset, tmp_path, *EIGHT))
+    check_same_outcome(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_at_a_random_moment(small_dataset, tmp_path, undisturbed, rng, how):
+    words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *EIGHT)[1:]]
+    for _ in range(3):
+        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        epochs_to_go = rng.integers(1, 3)
+        for line in process.stdout:
+            epochs_to_go -= line.startswith("epoch")
+            if epochs_to_go == 0:
+                time.sleep(rng.uniform(0, 0.1))
+                process.send_signal(how)
+                break
+        _, said = process.communicate()
+        assert "Traceback" not in said and process.returncode in (0, -how, 128 + how), said
+        if how == signal.SIGINT and process.returncode:
+            assert "interrupted; the same command resumes after epoch" in said
+    run_script(*command(small_dataset, tmp_path, *EIGHT))
+    check_same_outcome(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_several_processes_in_one_line(small_dataset, tmp_path):
+    args = ("--epochs", 9999, "--patience", 9999, "--num_processes", 2)
+    words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *args)[1:]]
+    process = subprocess.Popen(
+        list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch   3"):
+            os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+            break
+    _, said = process.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if line.startswith("train_simple_ddp.py")]
+    assert process.returncode == 130 and len(lines) == 1 and "resumes after epoch" in lines[0], said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    before = load(undisturbed / "last.pt")
+    for args in (EIGHT, ("--epochs", 2, "--batch_size", 2)):
+        assert "finished already: all epochs done" in run(*command(small_dataset, tmp_path / "run", *args)).stdout
+        assert not difference(load(tmp_path / "run" / "last.pt"), before)
+
+
+# ------------------------------------------------------------------ resume and change
+
+
+def test_changed_settings_hold_from_there_on_and_are_said(small_dataset, tmp_path, run):
+    """A new rate replaces the present one; without it a lowered rate stays."""
+    plateau = ("--max_grad_norm", 1e-30, "--weight_decay", 0, "--scheduler_patience", 0, "--batch_size", 2)
+    run(*command(small_dataset, tmp_path, *plateau, "--epochs", 3))
+    lowered = load(tmp_path / "last.pt")["optimizer"]["param_groups"][0]["lr"]
+    assert lowered < 1e-3
+    log = run(*command(small_dataset, tmp_path, *plateau, "--epochs", 4, "--weight_decay", 0.02, "--seed", 7)).stdout
+    assert "changed    weight_decay 0.0 → 0.02, seed 42 → 7" in log
+    assert metrics(tmp_path)[3]["lr"] == lowered
+    assert metrics(tmp_path)[3]["changed"] == {"weight_decay": [0.0, 0.02], "seed": [42, 7]}
+    args = (*plateau, "--epochs", 6, "--weight_decay", 0.02, "--seed", 7, "--lr", 5e-2)
+    assert "changed    lr 0.001 → 0.05" in run(*command(small_dataset, tmp_path, *args)).stdout
+    assert metrics(tmp_path)[4]["lr"] == 0.05 and "changed" not in metrics(tmp_path)[5]
+    group = load(tmp_path / "last.pt")["optimizer"]["param_groups"][0]
+    assert group["weight_decay"] == 0.02
+
+
+def test_an_early_stopped_run_continues_with_more_patience_or_more_epochs(small_dataset, tmp_path, run):
+    args = ("--max_grad_norm", 1e-30, "--weight_decay", 0)
+    first = run(*command(small_dataset, tmp_path, *args, "--patience", 2, "--epochs", 9)).stdout
+    assert "finished: no better validation MSE for 2 epochs" in first and len(metrics(tmp_path)) == 3
+    log = run(*command(small_dataset, tmp_path, *args, "--patience", 4, "--epochs", 9)).stdout
+    assert "changed    patience 2 → 4" in log and len(metrics(tmp_path)) == 5
+    run(*command(small_dataset, tmp_path, *args, "--patience", 4, "--epochs", 12))
+    assert len(metrics(tmp_path)) == 9, "four more from where it stopped"
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_resumes_and_says_so(small_dataset, tmp_path):
+    run_script(*command(small_dataset, tmp_path, "--epochs", 2))
+    log = run_script(*command(small_dataset, tmp_path, "--epochs", 4, "--num_processes", 2)).stdout
+    assert "changed    num_processes 1 → 2" in log and len(metrics(tmp_path)) == 4
+
+
+def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_dataset, small_music, tmp_path, run):
+    shutil.copytree(small_music, tmp_path / "music")
+    write_track(tmp_path / "music" / "new.wav", 5.3, seed=77)
+    create = ("--input_dir", tmp_path / "music", "--output_dir", tmp_path / "grown", "--segment_duration", 1)
+    run("create_dataset_pairs_wav.py", *create, "--max_pairs", 26, "--val_pairs", 3, "--num_workers", 1)
+    run(*command(small_dataset, tmp_path / "run", "--epochs", 3))
+    before = load(tmp_path / "run" / "last.pt")
+    log = run(*command(tmp_path / "grown", tmp_path / "run", "--epochs", 5)).stdout
+    after = load(tmp_path / "run" / "last.pt")
+    assert f"changed    pairs 22 → {after['data']['pairs']}" in log and after["data"]["pairs"] > 22
+    for name in ("mean", "std", "gain"):
+        assert not difference(before["model"][name], after["model"][name])
+    assert metrics(tmp_path / "run")[3]["changed"] == {"pairs": [22, after["data"]["pairs"]]}
+    assert after["epoch"] == 5 and after["counters"]["best_epoch"] >= 3
+
+
+def test_another_model_is_refused_in_words(small_dataset, tmp_path, undisturbed, fails):
+    same = command(small_dataset, undisturbed, *EIGHT)
+    fails(*same, "--num_layers", 2, says="holds another model (num_layers 1, not 2); choose another --checkpoint_dir")
+    fails(*same, "--num_heads", 4, says="holds another model (num_heads 8, not 4)")
+
+
+def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, run, fails, undisturbed):
+    best = undisturbed / "best_model.pt"
+    args = ("--init_from", best, "--max_grad_norm", 1e-30, "--weight_decay", 0)
+    log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 1)).stdout
+    assert f"weights    from {best}, epoch {load(best)['epoch']}" in log
+    assert metrics(tmp_path / "warm")[0]["val_mse"] == pytest.approx(load(best)["val_mse"], rel=1e-6)
+    log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 2)).stdout
+    assert "ignored, this run has weights of its own" in log and len(metrics(tmp_path / "warm")) == 2
+    says = "holds another model (num_layers 1, not 2); name another with --init_from"
+    fails(*command(small_dataset, tmp_path / "other", *args, "--num_layers", 2), says=says)
+    fails(*command(small_dataset, tmp_path / "none", "--init_from", tmp_path / "no.pt"), says="no.pt: no such")
+
+
+def test_resume_never_starts_a_new_run(small_dataset, tmp_path, run):
+    run(*command(small_dataset, tmp_path, "--epochs", 2, "--checkpoint_every", 1))
+    (tmp_path / "notes.txt").write_text("mine")
+    run(*command(small_dataset, tmp_path, "--epochs", 1, "--checkpoint_every", 1, "--resume", "never", "--lr", 1e-2))
+    assert [line["epoch"] for line in metrics(tmp_path)] == [1]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"last.pt", "best_model.pt", "checkpoint_epoch_1.pt", "metrics.jsonl", "notes.txt", ".lock"}
+
+
+def test_a_damaged_last_is_refused_and_its_replacement_resumes(small_dataset, tmp_path, run, fails, rng):
+    run(*command(small_dataset, tmp_path, "--epochs", 2, "--checkpoint_every", 1))
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: int(rng.integers(len(whole)))])
+    line = fails(*command(small_dataset, tmp_path, "--epochs", 3), says="last.pt: damaged")
+    assert "checkpoint_epoch_2.pt over it" in line
+    shutil.copy(tmp_path / "checkpoint_epoch_2.pt", tmp_path / "last.pt")
+    assert "resuming" in run(*command(small_dataset, tmp_path, "--epochs", 3)).stdout
+
+
+def test_a_torn_line_of_metrics_is_dropped(small_dataset, tmp_path, run, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 9, "train_')
+    run(*command(small_dataset, tmp_path / "run", *EIGHT))
+    assert metrics(tmp_path / "run") == metrics(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_folder(small_dataset, tmp_path):
+    words = command(small_dataset, tmp_path, "--epochs", 9999, "--patience", 9999)
+    popen = [sys.executable, ROOT / SCRIPT, *words[1:]]
+    with subprocess.Popen(list(map(str, popen)), stdout=subprocess.PIPE, text=True) as first:
+        for line in first.stdout:
+            if line.startswith("epoch"):
+                break
+        one_line_error(*words, says=f"in use by a training, process {first.pid}")
+        first.kill()
+    assert "resuming" in run_script(*command(small_dataset, tmp_path, "--epochs", 2, "--patience", 9999)).stdout
+
+
+def test_a_cache_entry_that_is_damaged_is_encoded_again(small_dataset, tmp_path, run, codec):
+    shutil.copytree(small_dataset, tmp_path / "data")
+    entries = sorted((tmp_path / "data" / ".embedding_cache" / codec.fingerprint).iterdir())
+    rng = np.random.default_rng(0)
+    before = {path: path.read_bytes() for path in rng.choice(entries, 4, replace=False)}
+    for path, content in before.items():
+        damaged = bytearray(content)
+        damaged[int(rng.integers(len(content)))] ^= 4
+        path.write_bytes(damaged)
+    said = run(*command(tmp_path / "data", tmp_path / "run", "--epochs", 1), *UNTRAINED).stderr
+    for path in before:
+        assert f"{path.name}: damaged; encoding this segment again" in said
+        again = np.load(path)
+        np.testing.assert_allclose(
+            again, np.frombuffer(before[path][-4 - again.nbytes : -4], "<f4").reshape(128, 75), atol=1e-4
+        )

@@ -1,0 +1,84 @@
+"""torch.distributed for any number of processes: alone, every function here does the obvious thing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from common.errors import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
+    """Join the other processes at MASTER_ADDR:MASTER_PORT for the time of the block; alone there is no group."""
+    if world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
+    yield
+    if world_size > 1:  # not after an error: the others may be waiting in a collective
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a float64 CPU tensor over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: object) -> list:
+    """One picklable value from each process, in the order of ranks."""
+    values: list = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: object) -> object:
+    """The first process's picklable value."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def fail_together(message: str) -> NoReturn:
+    """Raise UserError on the first process for what all have met; the others wait to be ended by the launcher."""
+    if rank() > 0:
+        dist.barrier()
+    raise UserError(message)
+
+
+def data_parallel(model: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
+    """`model` under DistributedDataParallel, after one pass on `example` that trains nothing; alone, `model`.
+
+    After its first backward pass DDP rearranges its buckets, and with them the order in which the gradients of
+    three or more processes are added. With that pass done before the first step, whether a run starts or
+    resumes, all steps add in the same order.
+    """
+    if world_size() == 1:
+        return model
+    ids = [example.device.index] if example.device.type == "cuda" else None
+    parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel(example).sum().backward()
+    model.zero_grad()
+    return parallel

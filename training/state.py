@@ -1,0 +1,119 @@
+"""What a training run carries from epoch to epoch: saved in every checkpoint, restored by a resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from training.config import SILENT_ON_RESUME, TrainConfig
+
+COUNTERS = ("epoch", "best_mse", "best_epoch", "epochs_without_best", "seconds", "baselines")
+
+
+@dataclass
+class TrainState:
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
+    baselines: dict[str, float] = field(default_factory=dict)  # validation MSE of what needs no training
+    epoch: int = 0  # the last that is finished
+    best_mse: float = math.inf
+    best_epoch: int = 0
+    epochs_without_best: int = 0
+    seconds: float = 0.0  # of training
+
+    def checkpoint(self) -> dict:
+        """Tensors and plain values, without copying."""
+        return {
+            "model": self.model.state_dict(),
+            "model_config": self.model.config,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "baselines": self.baselines,
+            "epoch": self.epoch,
+        }
+
+    def restore(self, saved: dict, config: TrainConfig) -> None:
+        """Take over a checkpoint, then the settings of `config` that differ from the saved run's.
+
+        The learning rate stays as the scheduler has lowered it, unless `config` has another than the saved run.
+        """
+        for group in saved["optimizer"]["param_groups"]:
+            group["fused"] = self.optimizer.defaults["fused"]  # follows the device, not the checkpoint
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        for name, value in saved["counters"].items():
+            setattr(self, name, value)
+        self.scheduler.factor, self.scheduler.patience = config.scheduler_factor, config.scheduler_patience
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = config.weight_decay
+            if config.lr != saved["config"]["lr"]:
+                group["lr"] = config.lr
+        if config.epochs > saved["config"]["epochs"] and self.epochs_without_best >= config.patience:
+            self.epochs_without_best = 0  # more epochs asked for after an early stop
+
+    def start_over_from(self, val_mse: float) -> None:
+        """Make the present weights, at `val_mse` on a new validation split, the best so far."""
+        self.best_mse, self.best_epoch, self.epochs_without_best = val_mse, self.epoch, 0
+        self.scheduler.best, self.scheduler.num_bad_epochs = val_mse, 0
+
+    def end_epoch(self, val_mse: float, seconds: float) -> bool:
+        """Count a finished epoch; is it the best so far?"""
+        self.scheduler.step(val_mse)
+        self.epoch += 1
+        self.seconds += seconds
+        is_best = val_mse < self.best_mse
+        self.epochs_without_best = 0 if is_best else self.epochs_without_best + 1
+        if is_best:
+            self.best_mse, self.best_epoch = val_mse, self.epoch
+        return is_best
+
+    def why_finished(self, config: TrainConfig) -> str:
+        if self.epoch >= config.epochs:
+            return "all epochs done"
+        if self.epochs_without_best >= config.patience:
+            return f"no better validation MSE for {self.epochs_without_best} epochs"
+        return ""
+
+
+def changes(saved: dict, now: dict) -> dict[str, list]:
+    """{setting: [saved, now]} of what steers a training and differs from the saved run.
+
+    saved, now: `config`, `world_size`, `precision` and `data` as in a checkpoint.
+    """
+    then, here = saved["config"], now["config"]
+    changed = {
+        name: [then[name], value]
+        for name, value in here.items()
+        if name in then and name not in SILENT_ON_RESUME and then[name] != value
+    }
+    for name, key in (("num_processes", "world_size"), ("precision", "precision")):
+        if saved[key] != now[key]:
+            changed[name] = [saved[key], now[key]]
+    if saved["data"]["hash"] != now["data"]["hash"]:
+        changed["pairs"] = [saved["data"]["pairs"], now["data"]["pairs"]]
+    return changed
+
+
+def check_same_model(saved: dict, path: str, config: TrainConfig, codec: str, remedy: str) -> None:
+    """UserError, ending in `remedy`, if the checkpoint at `path` is of another model or codec than this run's."""
+    differences = [
+        f"{name} {saved['model_config'][name]}, not {getattr(config, name)}"
+        for name in ("num_layers", "num_heads")
+        if saved["model_config"][name] != getattr(config, name)
+    ]
+    if saved["codec"] != codec:
+        differences.append(f"codec {saved['codec']}, not {codec}")
+    if differences:
+        raise UserError(f"{path}: holds another model ({'; '.join(differences)}); {remedy}")
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several whole numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
