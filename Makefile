@@ -2,34 +2,44 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export PIP_USER = 0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test lint format soak bench clean
+.PHONY: help install demo test test-all lint format soak bench study clean
 
 help:
-	@echo "make demo     synthesise music, train on it, continue it: the whole pipeline in a few minutes"
-	@echo "make test     the whole test suite, offline"
-	@echo "make lint     ruff (rules and format) and shellcheck"
-	@echo "make install  only make .venv with what requirements.txt lists"
-	@echo "make soak     kill every script 200 times at random moments and compare what they end with"
-	@echo "make bench    measure it against the letter of the experiment's description (needs ffmpeg)"
-	@echo "make clean    remove what the demo made"
+	@echo "make demo      synthesise music, train on it, continue it, judge it: the whole pipeline in a few minutes"
+	@echo "make test      the quick tests, offline"
+	@echo "make test-all  all tests: kills, full disks, browser, SLURM where it is installed"
+	@echo "make lint      ruff (rules and format) and shellcheck"
+	@echo "make install   only make .venv with what requirements.txt lists"
+	@echo "make soak      kill every script 200 times at random moments and compare what they end with"
+	@echo "make bench     measure it against the original experiment taken word for word (needs ffmpeg)"
+	@echo "make study     train on music whose best possible prediction is known, and judge it"
+	@echo "make clean     remove what the demo made"
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 10) <= v < (3, 15) and \
+		f"Python 3.10 to 3.14 is needed, for which torch has wheels; this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	@echo "installing PyTorch and the rest into $(VENV): a download of about 3 GB on Linux (GPU libraries), 0.3 GB on macOS"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@du -sh $(VENV) | sed 's/\t/ in /'
+	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo/run_demo.sh
 
 test: $(VENV)/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

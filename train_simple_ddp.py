@@ -12,31 +12,40 @@ whatever ended it; other settings given then hold from there on. Watch the log, 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
+from common.arguments import answer_early, parse_settings
+from training.config import TrainConfig
+
+if __name__ == "__main__":
+    answer_early(TrainConfig, __doc__)
 
 import torch
 import torch.multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import record
+from tqdm import tqdm
 
 from audio.frozen_encodec import find_weights
-from common.arguments import parse_settings
 from common.devices import pick_device
 from common.errors import UserError, print_error, print_interrupt, run_script
 from common.files import check_output_folder
 from dataset.pairs import METADATA_NAME, find_pairs
 from dataset_wav_pairs import CACHE_NAME
 from train_simple_worker import train_worker
-from training.config import TrainConfig
 
 
 def main() -> int:
     config = parse_settings(TrainConfig, __doc__)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not config.check_only:
-        run_under_torchrun(config)
+        record(run_under_torchrun)(config)  # torchrun prints the first failure's traceback last
         return 0
     on_cuda = pick_device(config.device).type == "cuda"
     num_processes = config.num_processes or (torch.cuda.device_count() if on_cuda else 1)
@@ -46,9 +55,9 @@ def main() -> int:
         print(f"checkpoints: {config.checkpoint_dir}")
         print(f"embeddings: {config.cache_dir or Path(config.dataset_dir, CACHE_NAME)}")
     elif num_processes == 1:
-        train_worker(0, 0, 1, config)
+        train_worker(config)
     else:
-        return start_processes(num_processes, config)
+        return start_processes(config, num_processes)
     return 0
 
 
@@ -77,19 +86,23 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
         find_weights(config.encodec_weights)
 
 
-def start_processes(num_processes: int, config: TrainConfig) -> int:
+# ------------------------------------------------------------------ several processes
+
+
+def start_processes(config: TrainConfig, num_processes: int) -> int:
     """Train with several processes on this machine; the exit status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = torch.multiprocessing.spawn(run_process, (num_processes, config), num_processes, join=False)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # which process it ends is no news
+    started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
     try:
         while not started.join(grace_period=5):
             pass
     except torch.multiprocessing.ProcessExitedException as error:  # it has printed its reason
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    except KeyboardInterrupt:  # which the processes hear too, as long as it comes from the terminal
+    except KeyboardInterrupt:  # which the processes hear too, as it comes from the terminal
         for process in started.processes:
             process.join(timeout=5)
             process.terminate()
@@ -97,29 +110,48 @@ def start_processes(num_processes: int, config: TrainConfig) -> int:
     return 0
 
 
-@record
+def start_one(rank: int, config: TrainConfig, num_processes: int) -> None:
+    run_process(config, rank, rank, num_processes, num_processes)
+
+
 def run_under_torchrun(config: TrainConfig) -> None:
+    """One of the processes that torchrun started: its environment says which."""
     if config.num_processes is not None:
         raise UserError("--num_processes: torchrun has its own, --nproc_per_node; leave this one out")
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
+    local_rank = _from_environment("LOCAL_RANK", rank)
+    on_node = _from_environment("LOCAL_WORLD_SIZE", world_size)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if world_size > 1 and not os.environ.get(name):
+            raise UserError(f"RANK is set, but not {name}: start with torchrun, or unset RANK WORLD_SIZE")
     if local_rank == 0:
         check_before_start(config, on_node)
-    run_process(local_rank, int(os.environ["WORLD_SIZE"]), config, int(os.environ["RANK"]))
+    run_process(config, local_rank, rank, world_size, on_node)
 
 
-def run_process(local_rank: int, num_processes: int, config: TrainConfig, global_rank: int | None = None) -> None:
+def _from_environment(name: str, default: int | None = None) -> int:
+    value = os.environ.get(name, "")
+    if value == "" and default is not None:
+        return default
+    if not value.isdecimal():
+        raise UserError(f"{name}={value!r}: not a whole number; start with torchrun, or unset {name}")
+    return int(value)
+
+
+def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int, on_node: int) -> None:
     """One of several processes: an error that a user can fix ends it in one line and status 1."""
-    global_rank = local_rank if global_rank is None else global_rank
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, outlives a killed one
     try:
-        train_worker(local_rank, global_rank, num_processes, config)
+        train_worker(config, local_rank, rank, world_size, on_node)
     except (UserError, OSError) as error:
+        # Often all meet the same: the first to say so ends the others, by way of the launcher.
+        time.sleep(10 if rank > 0 else 0)
         print_error(error)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        if global_rank == 0:
+        if rank == 0:
             print_interrupt(interrupt)
         sys.exit(130)
     except RuntimeError as error:

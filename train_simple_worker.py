@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from audio.frozen_encodec import load_frozen_encodec, untrained_banner
+from audio.frozen_encodec import load_frozen_encodec, untrained_banner, weights_source
 from common.devices import available_cores, choose_precision, pick_device
 from common.errors import UserError
 from common.files import lock_folder
@@ -30,8 +29,18 @@ from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run, save_checkpoint
 from training.config import TrainConfig
+from training.curves import draw_curves
 from training.distributed import data_parallel, fail_together, gather, process_group, rank, sum_over_ranks, world_size
-from training.log import METRICS, append_metrics, describe_epoch, describe_run, listen_command, log, start_metrics
+from training.log import (
+    METRICS,
+    append_metrics,
+    describe_epoch,
+    describe_run,
+    listen_command,
+    log,
+    open_tensorboard,
+    start_metrics,
+)
 from training.state import TrainState, changes, check_same_model, mix_seed
 from training.statistics import channel_statistics, deviation_over_time
 
@@ -47,6 +56,7 @@ class Run:
     parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
     facts: dict[str, object]  # what every checkpoint says of the run
     changed: dict[str, list]  # since the run was saved: {setting: [saved, now]}
+    board: object | None = None  # tensorboard's writer, where that is installed
 
     @property
     def folder(self) -> Path:
@@ -56,12 +66,13 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["precision"] == "bf16")
 
 
-def train_worker(local_rank: int, global_rank: int, num_processes: int, config: TrainConfig) -> None:
+def train_worker(
+    config: TrainConfig, local_rank: int = 0, global_rank: int = 0, num_processes: int = 1, on_node: int = 1
+) -> None:
     """Train as process `global_rank` of `num_processes`; with more than one, MASTER_ADDR and MASTER_PORT are set.
 
-    local_rank: the number of this process on its node. Raises UserError for what the user can fix.
+    local_rank: the number of this process among the `on_node` on its node. Raises UserError for what the user can fix.
     """
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
     device = pick_device(config.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -71,11 +82,13 @@ def train_worker(local_rank: int, global_rank: int, num_processes: int, config: 
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, "a training") if global_rank == 0 else contextlib.nullcontext()
     with lock, process_group(global_rank, num_processes, device):
-        run, state = set_up(config, device, on_node)
         try:
+            run, state = set_up(config, device, on_node)
             train(run, state)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the same command resumes after epoch {state.epoch}") from None
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"--batch_size {config.batch_size}: {device} is out of memory; use a smaller one"
+            ) from error
 
 
 # ------------------------------------------------------------------ set up
@@ -106,6 +119,7 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
         "data": {"hash": prepare_cache([train_set, val_set]), "pairs": len(train_set) + len(val_set)},
         "codec": codec.fingerprint,
         "codec_is_pretrained": codec.is_pretrained,
+        "encodec_weights": weights_source(config.encodec_weights),
         "sample_rate": codec.sample_rate,
         "num_samples": train_set.num_samples,
     }
@@ -189,32 +203,44 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 
 def train(run: Run, state: TrainState) -> None:
     """Epoch after epoch, until all are done or the validation MSE has stopped falling."""
-    already = " already"
-    while not (finished := state.why_finished(run.config)):
-        already = ""
-        started, lr = time.monotonic(), state.optimizer.param_groups[0]["lr"]
-        train_mse, grad_norm = train_epoch(run, state)
-        train_seconds = time.monotonic() - started
-        val_mse, deviation_ratio = validate(run, state)
-        is_best = state.end_epoch(val_mse, time.monotonic() - started)
-        line = {
-            "epoch": state.epoch,
-            "train_mse": train_mse,
-            "val_mse": val_mse,
-            "skill": 1 - val_mse / max(state.baselines["training_mean"], 1e-30),
-            "deviation_ratio": deviation_ratio,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "pairs_per_second": len(run.train_data.dataset) / train_seconds,
-            "best": is_best,
-        } | ({"changed": run.changed} if run.changed else {})
-        run.changed = {}
-        log(describe_epoch(line, run.config.epochs, state.seconds))
-        if rank() == 0:
-            append_metrics(run.folder / METRICS, line)
-            save(run, state, val_mse, is_best)
+    is_over = state.why_finished(run.config)
+    run.board = open_tensorboard(run.folder, state.epoch) if not is_over else None
+    try:
+        while not state.why_finished(run.config):
+            run_epoch(run, state)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command resumes after epoch {state.epoch}") from None
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
-    log(f"finished{already}: {finished}; {best}")
+    log(f"finished{' already' if is_over else ''}: {state.why_finished(run.config)}; {best}")
+
+
+def run_epoch(run: Run, state: TrainState) -> None:
+    """Train, validate, log and save."""
+    started, lr = time.monotonic(), state.optimizer.param_groups[0]["lr"]
+    train_mse, grad_norm = train_epoch(run, state)
+    train_seconds = time.monotonic() - started
+    val_mse, deviation_ratio = validate(run, state)
+    is_best = state.end_epoch(val_mse, time.monotonic() - started)
+    line = {
+        "epoch": state.epoch,
+        "train_mse": train_mse,
+        "val_mse": val_mse,
+        "skill": 1 - val_mse / max(state.baselines["training_mean"], 1e-30),
+        "deviation_ratio": deviation_ratio,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "pairs_per_second": len(run.train_data.dataset) / train_seconds,
+        "best": is_best,
+    } | ({"changed": run.changed} if run.changed else {})
+    run.changed = {}
+    log(describe_epoch(line, run.config.epochs, state.seconds))
+    if rank() == 0:
+        append_metrics(run.folder / METRICS, line)
+        save(run, state, val_mse, is_best)
+    if run.board:
+        for name in ("train_mse", "val_mse", "skill", "deviation_ratio", "lr", "grad_norm"):
+            run.board.add_scalar(name, line[name], state.epoch)
+        run.board.flush()
 
 
 def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
@@ -286,6 +312,8 @@ def save(run: Run, state: TrainState, val_mse: float, is_best: bool) -> None:
         paths.append(run.folder / f"checkpoint_epoch_{state.epoch}.pt")
     save_checkpoint([*paths, run.folder / LAST], state.checkpoint() | run.facts | {"val_mse": val_mse})
     if is_kept:
+        draw_curves(run.folder / "curves.png", run.folder / METRICS)
+        log(f"curves     {run.folder / 'curves.png'}")
         log(f"listen     {listen_command(run.config, paths[-1])}")
 
 

@@ -159,19 +159,25 @@ def find_weights(weights: str) -> Path:
     return path
 
 
+def weights_source(weights: str) -> str:
+    """What a checkpoint remembers of `--encodec_weights`, so that a later command finds the same codec."""
+    return weights if weights in ("pretrained", "untrained") else os.path.abspath(weights)
+
+
 def _download(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     url = encodec.model.ROOT_URL + WEIGHTS_NAME
     digits = WEIGHTS_NAME.rsplit("-", 1)[1].removesuffix(".th")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # a compute node without a network must not hang
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=os.isatty(2))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"no EnCodec weights at {path} and no way to fetch them ({reason}); on a machine with a network run "
-            f"python test_simple_setup.py, then copy the file there, or name it with --encodec_weights FILE"
+            "python test_simple_setup.py, then copy the file there, or name it with --encodec_weights FILE; "
+            "TORCH_HOME moves the folder"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

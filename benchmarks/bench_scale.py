@@ -27,47 +27,58 @@ import dataset_wav_pairs  # noqa: E402
 import train_simple_worker  # noqa: E402
 from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks.measure import Row, peak_memory  # noqa: E402
-from training.checkpoint import TrainConfig, epoch_chunks  # noqa: E402
+from dataset import segments  # noqa: E402
+from dataset.pairs import PairRow, digest_of, write_metadata  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
 
 SIZES = (2_000, 20_000, 200_000)
 SEGMENTS = SIZES[0] + 1
 BATCHES = 100
 
 
-def make_segments(folder: Path) -> None:
-    """Distinct segments of 16 s, `folder`/NNNN.wav."""
+def make_segments(folder: Path) -> list[str]:
+    """Distinct segments of 16 s, `folder`/NNNN.wav; the digest of each."""
     folder.mkdir()
+    digests = []
     rng = np.random.default_rng(0)
     noise = rng.integers(-9999, 9999, 16 * 24000 + SEGMENTS, dtype=np.int16)
     for number in range(SEGMENTS):
-        soundfile.write(folder / f"{number:04d}.wav", noise[number : number + 16 * 24000], 24000)
+        samples = noise[number : number + 16 * 24000]
+        soundfile.write(folder / f"{number:04d}.wav", samples, 24000)
+        digests.append(digest_of(samples))
+    return digests
 
 
-def make_dataset(folder: Path, segments: Path, pairs: int) -> None:
+def make_dataset(folder: Path, wavs: Path, digests: list[str], pairs: int) -> None:
     """`pairs` pairs, a tenth of them for validation: links to the segments, in a chain."""
+    rows, known = [], {}
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
     for pair in range(pairs):
         split = folder / ("train" if pair < 0.9 * pairs else "val")
         for role, number in (("input", pair), ("output", pair + 1)):
-            os.link(segments / f"{number % SEGMENTS:04d}.wav", split / f"pair_{pair:06d}_{role}.wav")
+            os.link(wavs / f"{number % SEGMENTS:04d}.wav", split / f"pair_{pair:06d}_{role}.wav")
+            known[f"{split.name}/pair_{pair:06d}_{role}.wav"] = digests[number % SEGMENTS]
+        track, place = divmod(pair, SEGMENTS - 1)
+        rows.append(PairRow(f"pair_{pair:06d}", split.name, f"track_{track}_{split.name}", 16 * place))
+    write_metadata(folder / "metadata.txt", {"segment_duration": "16"}, {}, [], rows, known)
 
 
 def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     """Pairs a second read from the cache in training's order (the best of five), and this process's peak memory."""
-    dataset_wav_pairs._free_memory = lambda *_: 0  # as if the embeddings did not fit into memory
+    dataset_wav_pairs.free_memory = lambda *_: 0  # as if the embeddings did not fit into memory
     codec = load_frozen_encodec("untrained")
     dataset = dataset_wav_pairs.WavPairsDataset(Path(dataset_dir, "train"), codec, cache_dir)
     dataset_wav_pairs.prepare_cache([dataset])
-    embeddings = dataset_wav_pairs.PairEmbeddings(dataset, torch.device("cpu"))
+    batches = dataset_wav_pairs.PairBatches(dataset, torch.device("cpu"))
     best = 0.0
     for epoch in range(5):
-        chunks = epoch_chunks(len(dataset), 16, 0, 1, seed=0, epoch=epoch)[0][: BATCHES + 10]
-        batches = embeddings.batches(chunks)
+        order = np.random.default_rng(epoch).permutation(len(dataset))[: 16 * (BATCHES + 10)].tolist()
+        reader = batches(order, 16)
         for _ in range(10):
-            next(batches)
+            next(reader)
         started = time.perf_counter()
-        pairs = sum(inputs.shape[0] for inputs, _ in batches)
+        pairs = sum(inputs.shape[0] for inputs, _ in reader)
         best = max(best, pairs / (time.perf_counter() - started))
     return {"pairs_per_second": best, "peak_mb": peak_memory() / 1e6}
 
@@ -75,7 +86,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
 def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
     wavs_read = 0
-    read = dataset_wav_pairs.read_pcm16
+    read = segments.read_pcm16
 
     def counting(path: object) -> np.ndarray:
         nonlocal wavs_read
@@ -85,18 +96,18 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     class ArrivedError(Exception):
         pass
 
-    def arrive(_trainer: object) -> None:
+    def arrive(*_: object) -> None:
         raise ArrivedError
 
-    dataset_wav_pairs.read_pcm16 = counting
-    train_simple_worker.Trainer.train_epoch = arrive
+    segments.read_pcm16 = counting
+    train_simple_worker.train_epoch = arrive
     config = TrainConfig(
         dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device="cpu", encodec_weights="untrained",
         resume="never",
     )  # fmt: skip
     started = time.perf_counter()
     with contextlib.suppress(ArrivedError), contextlib.redirect_stdout(io.StringIO()):
-        train_simple_worker.train_worker(0, 1, config)
+        train_simple_worker.train_worker(0, 0, 1, config)
     return {"seconds": time.perf_counter() - started, "wavs_read": wavs_read}
 
 
@@ -107,16 +118,20 @@ def in_own_process(measurement: str, *args: object) -> dict[str, float]:
 
 
 def run(work_dir: Path) -> list[Row]:
-    segments, cache = work_dir / "segments", work_dir / "cache"
-    make_segments(segments)
+    cache = work_dir / "cache"
+    digests = make_segments(work_dir / "segments")
     datasets = {size: work_dir / f"pairs_{size}" for size in SIZES}
     for size, folder in datasets.items():
-        make_dataset(folder, segments, size)
+        make_dataset(folder, work_dir / "segments", digests, size)
     codec = load_frozen_encodec("untrained")
-    splits = [dataset_wav_pairs.WavPairsDataset(datasets[SIZES[0]] / s, codec, cache) for s in ("train", "val")]
     rng = torch.Generator().manual_seed(0)
-    for key in {key for split in splits for key in split.all_keys()}:
-        splits[0].cache.write(key, torch.randn(codec.embedding_dim, splits[0].num_frames, generator=rng).numpy())
+    written: set[str] = set()
+    for folder in datasets.values():
+        for name in ("train", "val"):
+            split = dataset_wav_pairs.WavPairsDataset(folder / name, codec, cache)
+            for key in {key for pair in split.keys for key in pair} - written:
+                split.cache.write(key, torch.randn(codec.embedding_dim, split.num_frames, generator=rng).numpy())
+                written.add(key)
 
     first, second = (in_own_process("measure_start", datasets[SIZES[0]], cache) for _ in range(2))
     note = (
@@ -126,7 +141,6 @@ def run(work_dir: Path) -> list[Row]:
     rows = [Row("second start, 2,000 pairs", "3 s", 3 / second["seconds"], 1.0, note)]
     found = {}
     for size, folder in datasets.items():
-        in_own_process("measure_loader", folder, cache)  # takes note of the audio
         found[size] = in_own_process("measure_loader", folder, cache)
     rates = [f"{found[size]['pairs_per_second']:.0f}" for size in SIZES]
     peaks = [f"{found[size]['peak_mb']:.0f}" for size in SIZES]

@@ -1,6 +1,6 @@
 """The experiment's description taken to the letter: what the pipeline is measured against.
 
-Nothing to run. Every batch is encoded again in every epoch by EnCodec's own encoder, the transformer is
+Every batch is encoded again in every epoch by EnCodec's own encoder, the transformer is
 torch's stock `nn.TransformerEncoder` with its dropout everywhere, all in float32. Honest and readable, and
 not slowed down on purpose.
 """

@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,6 +44,19 @@ def parse_settings(settings: type[T], description: str | None) -> T:
                 options["help"] += " (default: %(default)s)"
             parser.add_argument(f"--{field.name}", default=field.default, **options)
     return settings(**vars(parser.parse_args()))
+
+
+def answer_early(settings: type, description: str | None) -> None:
+    """Answer --help and wrong flags, and make Ctrl-C one line, before a command imports torch, which takes seconds."""
+    parse_settings(settings, description)
+
+    def one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+            os._exit(130)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = one_line
 
 
 def device_setting() -> Any:

@@ -94,6 +94,7 @@ def write_track(path: Path, seconds: float, seed: int, rate: int = 24000, channe
 def checkpoint_of(model, **others: object) -> dict:
     """What a checkpoint of `model` holds, for one-second segments of the untrained codec."""
     content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
+    content |= {"encodec_weights": "untrained"}
     content |= {"codec_is_pretrained": False, "sample_rate": 24000, "num_samples": 24000, "val_mse": 1.0}
     return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0, "shrunk_copy": 1.5}} | others
 

@@ -100,13 +100,10 @@ def test_the_gain_finds_what_copies_and_what_does_not(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_follow_one(runs, processes):
-    """The same global batches; in the last, 19 = 3 x 6 + 1, each process repeats the pair that is left over."""
+    """The same global batches, but that the last, 19 = 3 x 6 + 1, repeats pairs to give each process one."""
     for one, several in zip(metrics(runs(1)), metrics(runs(processes)), strict=True):
-        for key in ("val_mse", "grad_norm"):
-            assert several[key] == pytest.approx(one[key], rel=0.05), key
-    one, several = load(runs(1) / "last.pt")["model"], load(runs(processes) / "last.pt")["model"]
-    for name, tensor in one.items():
-        torch.testing.assert_close(several[name], tensor, atol=2e-2, rtol=0.1, msg=name)
+        for key in ("train_mse", "val_mse"):
+            assert several[key] == pytest.approx(one[key], rel=0.01), key
 
 
 @given(st.integers(1, 100), st.integers(1, 8), st.integers(0, 9), st.integers(1, 9))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from common.errors import UserError
 from common.files import atomic_write
 
@@ -51,6 +52,28 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     if version != FORMAT:
         raise UserError(f"{path}: from an earlier version of this project; train again")
     return checkpoint
+
+
+def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, device: torch.device) -> FrozenEncodec:
+    """The codec that the checkpoint at `path` was trained with: `weights`, else what the checkpoint remembers.
+
+    Raises UserError, naming both codecs, if it cannot be had or `weights` are another's.
+    """
+    trained_with = checkpoint["encodec_weights"]
+    try:
+        codec = load_frozen_encodec(weights or trained_with, device)
+    except UserError as error:
+        if weights:
+            raise
+        raise UserError(
+            f"{path}: trained with --encodec_weights {trained_with}, which cannot be had: {error}"
+        ) from error
+    if codec.fingerprint != checkpoint["codec"]:
+        raise UserError(
+            f"{path}: trained on embeddings of codec {checkpoint['codec']} (--encodec_weights {trained_with}), but "
+            f"--encodec_weights {weights or trained_with} is {codec.fingerprint}; use the weights it was trained with"
+        )
+    return codec
 
 
 def find_run(folder: Path) -> dict | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -57,6 +58,15 @@ def append_metrics(path: Path, line: dict[str, object]) -> None:
         os.fsync(file.fileno())
 
 
+def open_tensorboard(folder: Path, epochs_done: int) -> object | None:
+    """A SummaryWriter into `folder` if tensorboard is installed; what a resume repeats is dropped."""
+    if rank() > 0 or importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=epochs_done + 1)
+
+
 def describe_run(config: TrainConfig, device: torch.device, precision: str) -> str:
     """The opening of the log: when, what code, on what, with which settings."""
     now = datetime.datetime.now().isoformat(timespec="seconds")
@@ -86,10 +96,8 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
 def listen_command(config: TrainConfig, checkpoint: Path) -> str:
     """The command that evaluates a checkpoint of this run while it trains."""
     words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
-    defaults = TrainConfig()
-    for flag in ("dataset_dir", "cache_dir", "encodec_weights"):
-        if (value := getattr(config, flag)) != getattr(defaults, flag):
-            words += [f"--{flag}", value]
+    if config.dataset_dir != TrainConfig().dataset_dir:
+        words += ["--dataset_dir", config.dataset_dir]
     return shlex.join(words)
 
 
