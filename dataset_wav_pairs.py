@@ -27,6 +27,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+
 from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
 from common.devices import available_cores, free_memory, pick_device
@@ -74,7 +76,10 @@ class WavPairsDataset(Dataset):
         if use_cache:
             folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
             self.cache = EmbeddingCache(folder / codec.fingerprint, (codec.embedding_dim, self.num_frames))
-            self.cache.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.cache.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{folder}: {error.strerror}; name another folder with --cache_dir") from error
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -8,6 +8,7 @@ python -m pytest test_simple_setup.py                        # the same checks, 
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ import numpy
 import soundfile
 import torch
 import torchaudio
+
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting

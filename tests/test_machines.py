@@ -1,0 +1,212 @@
+"""Machines that people have: containers, odd file systems, launchers' leftovers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, UNTRAINED, one_line, run_script
+from training_runs import command, metrics
+
+from common import devices
+from common.devices import free_memory
+
+STARTS_AT_ONCE = ["create_dataset_pairs_wav.py", "train_simple_ddp.py"]
+STARTS_AT_ONCE += ["generate_continuation.py", "evaluate_continuation.py"]
+
+
+def in_namespace(setup: str, *args: object, **env: str) -> subprocess.CompletedProcess:
+    """Run a script in a mount namespace of its own, after shell commands that change what is mounted there."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("needs root and unshare")
+    script, *rest = args
+    line = [sys.executable, str(ROOT / script), *map(str, rest)]
+    words = ["unshare", "-m", "sh", "-c", f'{setup} && exec "$@"', "sh", *line]
+    return subprocess.run(words, env=os.environ | env, capture_output=True, text=True, timeout=200)
+
+
+# ------------------------------------------------------------------ containers
+
+
+@pytest.mark.slow
+def test_a_user_without_a_name_trains(small_dataset, tmp_path):
+    """docker run -u 12345: no passwd entry, no USER, no home."""
+    nameless = {"USER": "", "LOGNAME": "", "LNAME": "", "USERNAME": "", "HOME": "/nonexistent"}
+    done = in_namespace(
+        "mount --bind /dev/null /etc/passwd", *command(small_dataset, tmp_path, "--epochs", 1), **nameless
+    )
+    assert done.returncode == 0 and len(metrics(tmp_path)) == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["ro", "rw,size=64m"])
+def test_a_small_or_read_only_dev_shm_trains_with_two_processes(small_dataset, tmp_path, options):
+    args = command(small_dataset, tmp_path, "--epochs", 1, "--num_processes", 2)
+    done = in_namespace(f"mount -t tmpfs -o {options} none /dev/shm", *args)
+    assert done.returncode == 0 and len(metrics(tmp_path)) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({"proc/self/cgroup": "0::/docker/abc\n", "sys/fs/cgroup/docker/abc/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, float("inf")),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/job\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        ({}, float("inf")),
+    ],
+    ids=["v2", "v2 in a container", "no limit", "v1", "no cgroups"],
+)
+def test_cores_respect_a_containers_quota(tmp_path, files, cores, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert devices._cgroup_cores(str(tmp_path)) == cores
+    monkeypatch.setattr(devices, "_cgroup_cores", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert devices.available_cores() == min(64, max(1, int(cores) if cores < 64 else 64))
+
+
+V2 = "sys/fs/cgroup/a/memory"
+
+
+@pytest.mark.parametrize(
+    "files, left",
+    [
+({"proc/self/cgroup": "0::/a\n", f"{V2}.max": "8000\n", f"{V2}.current": "3000\n"}, 5000),
+        ({"proc/self/cgroup": "0::/a\n", f"{V2}.max": "max\n", f"{V2}.current": "3\n"}, float("inf")),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/a\n",
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "900\n",
+                "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "100\n",
+            },
+            800,
+        ),
+    ],
+    ids=["v2", "no limit", "v1"],
+)  # fmt: skip
+def test_memory_respects_a_containers_limit(tmp_path, files, left, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert devices._cgroup_memory(str(tmp_path)) == left
+    monkeypatch.setattr(devices, "_cgroup_memory", lambda: left)
+    assert free_memory(torch.device("cpu"), 2) <= left / 2
+
+
+# ------------------------------------------------------------------ launchers and shells
+
+
+def test_a_launchers_leftovers_are_named_or_ignored(small_dataset, tmp_path, fails, run, monkeypatch):
+    train = command(small_dataset, tmp_path, "--epochs", 1)
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    run(*train)  # without RANK they do not count
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    fails(*train, says="RANK is set, but not MASTER_ADDR: start with torchrun, or unset RANK WORLD_SIZE")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    fails(*train, says="WORLD_SIZE='two': not a whole number")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_RANK", "")
+    assert "finished already" in run(*train).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", ["PYTHONSAFEPATH", "PYTHONOPTIMIZE"])
+def test_python_without_its_path_or_its_asserts(variable, tmp_path):
+    for script in ("create_dataset_pairs_wav.py", "train_simple_ddp.py", "generate_continuation.py"):
+        assert "usage" in run_script(script, "--help", cwd=tmp_path, **{variable: "1"}).stdout
+    args = ("--encodec_weights", tmp_path / "none.th")
+    lines = run_script("test_simple_setup.py", *args, status=1, cwd=tmp_path, **{variable: "1"}).stdout.splitlines()
+    assert lines[-1].startswith("not ready: fix encodec")
+
+
+@pytest.mark.parametrize("script", STARTS_AT_ONCE)
+def test_help_does_not_import_torch(script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, ROOT / script]
+    for args, status in ((["--help"], 0), (["--no_such_flag"], 2)):
+        done = subprocess.run([*words, *args], env=os.environ | environment, capture_output=True, text=True)
+        assert done.returncode == status and "torch was imported" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STARTS_AT_ONCE)
+def test_ctrl_c_during_imports_is_one_line(script):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(0.5)
+    process.send_signal(2)
+    _, said = process.communicate()
+    assert process.returncode in (130, 1) and said.count("\n") == 1, said
+
+
+def test_a_closed_stdout_is_no_hindrance(small_dataset, tmp_path):
+    words = [sys.executable, ROOT / "train_simple_ddp.py", *command(small_dataset, tmp_path, "--epochs", 1)[1:]]
+    line = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0 and len(metrics(tmp_path)) == 1, done.stderr
+
+
+# ------------------------------------------------------------------ file systems
+
+
+@pytest.mark.slow
+def test_a_read_only_home_is_one_line_that_names_the_way_out(small_dataset, tmp_path):
+    args = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--checkpoint_dir", tmp_path / "run")
+    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "home")}
+    (tmp_path / "home").mkdir()
+    setup = f"mount -t tmpfs -o ro none {tmp_path / 'home'}"
+    line = one_line(in_namespace(setup, *args, **proxy).stderr, "no EnCodec weights at")
+    assert "TORCH_HOME moves the folder" in line and "--encodec_weights FILE" in line
+
+
+@pytest.mark.slow
+def test_a_read_only_dataset_is_one_line_that_names_cache_dir(small_dataset, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(small_dataset, folder, ignore=lambda *_: [".embedding_cache"])
+    args = ("train_simple_ddp.py", "--dataset_dir", folder, "--checkpoint_dir", tmp_path / "run", *UNTRAINED)
+    setup = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+    one_line(in_namespace(setup, *args).stderr, "name another folder with --cache_dir")
+
+
+def test_a_gpu_whose_driver_is_too_old_is_named_with_both_versions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 11040, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.raises(devices.UserError, match=r"driver supports CUDA 11\.4 and torch .* was built for CUDA 12\.8"):
+        devices.pick_device("cuda")
+
+
+def test_out_of_gpu_memory_names_the_batch_size(small_dataset, tmp_path, fails, monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("train_simple_worker.train_epoch", too_much)
+    fails(*command(small_dataset, tmp_path, "--epochs", 1), says="--batch_size 16: cpu is out of memory; use a smaller")
+
+
+def test_nothing_of_this_machine_is_in_the_repository():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in listed:
+        if name.endswith((".py", ".sh", ".md", ".txt", ".toml", ".j2")) and Path(name).name != Path(__file__).name:
+            text = (ROOT / name).read_text()
+            assert "/work/" + "main" not in text and "/Users/" not in text, name
