@@ -187,6 +187,8 @@ def prepare_cache(datasets: list[WavPairsDataset]) -> str:
         missing = broadcast(_missing_segments(datasets) if rank() == 0 else None)
         _encode_missing(datasets, missing)
         barrier()
+        if datasets[0].codec.device.type == "cuda":
+            torch.cuda.empty_cache()  # what encoding took is wanted for the embeddings
     return identity.hexdigest()[:16]
 
 

@@ -26,12 +26,10 @@ from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_b
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting
 from common.devices import available_cores, pick_device
 from common.errors import UserError, run_script
-from dataset.pairs import METADATA_NAME, read_metadata
 from dataset_wav_pairs import CONTEXT_FRAMES, WavPairsDataset
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.config import TrainConfig
-
-TRACKS_FOR_A_VERDICT = 10
+from training.log import describe_tracks
 
 
 @dataclass
@@ -160,15 +158,12 @@ def check_dataset(setup: Setup) -> str:
     root = Path(setup.dataset_dir or "dataset_pairs_wav")
     if setup.dataset_dir is None and not root.exists():
         return f"none at {root} yet: python create_dataset_pairs_wav.py makes it"
-    sizes = {}
-    for split in ("train", "val"):
-        dataset = WavPairsDataset(root / split, setup.codec, use_cache=False)
-        first, second = dataset[0]
-        require(first.shape == second.shape == (128, dataset.num_frames), f"embeddings {list(first.shape)}")
-        sizes[split] = len(dataset)
-    tracks = len({row.source for row in read_metadata(root / METADATA_NAME).pairs if row.split == "val"})
-    few = f"; {tracks} validation tracks are too few for a verdict (10)" if tracks < TRACKS_FOR_A_VERDICT else ""
-    return f"{root}: {sizes['train']} train and {sizes['val']} val pairs{few}"
+    train, val = (WavPairsDataset(root / split, setup.codec, use_cache=False) for split in ("train", "val"))
+    for split in (train, val):
+        first, second = split[0]
+        require(first.shape == second.shape == (128, split.num_frames), f"embeddings {list(first.shape)}")
+    warning = describe_tracks(train.segments.tracks, val.segments.tracks)
+    return "; ".join(filter(None, [f"{root}: {len(train)} train and {len(val)} val pairs", warning]))
 
 
 def noise(batch: int, seconds: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ from training.log import (
     append_metrics,
     describe_epoch,
     describe_run,
+    describe_tracks,
     listen_command,
     log,
     open_tensorboard,
@@ -129,6 +130,7 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
         f"{facts['data']['pairs'] * train_set.num_samples / codec.sample_rate / 3600:.2f} h to predict, "
         f"[{codec.embedding_dim}, {train_set.num_frames}] embeddings {train_data.place}, hash {facts['data']['hash']}"
     )
+    log(describe_tracks(train_set.segments.tracks, val_set.segments.tracks))
 
     torch.manual_seed(config.seed)
     model = SimpleTransformer(codec.embedding_dim, config.num_heads, config.num_layers, config.dropout).to(device)

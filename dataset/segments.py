@@ -20,7 +20,7 @@ class SplitSegments:
 
     Attributes: `num_samples` in each; `digests`, which name the audio (`digest_of`), [2 * pairs] bytes;
     `predecessors`, the number of the WAV that ends where each one begins in its track, [2 * pairs] int64, -1
-    where the split has none.
+    where the split has none; `tracks`, the sources of its pairs as far as metadata.txt knows them.
 
     Raises UserError that names the file if a WAV is not mono 16-bit PCM at `sample_rate`, or of another length
     than the rest.
@@ -33,6 +33,7 @@ class SplitSegments:
         written_ns = path.stat().st_mtime_ns if path.exists() else 0
         seconds = int(metadata.settings.get("segment_duration", 0))
         self.num_samples = seconds * sample_rate or read_header(self.path(0), sample_rate)
+        self.tracks = {row.source for row in metadata.pairs if row.split == split_dir.name}
         self.digests = self._digests(metadata, written_ns, sample_rate)
         self.predecessors = self._predecessors(metadata, split_dir.name, self.num_samples // sample_rate)
 

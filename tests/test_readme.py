@@ -23,8 +23,8 @@ ADDED = {
     "create_dataset_pairs_wav.py": "--num_workers 2",
     "test_simple_setup.py": "--encodec_weights untrained",
     "train_simple_ddp.py": "--encodec_weights untrained --epochs 1 --device cpu",
-    "generate_continuation.py": "--encodec_weights untrained --device cpu",
-    "evaluate_continuation.py": "--encodec_weights untrained --device cpu --num_examples 1",
+    "generate_continuation.py": "--device cpu",
+    "evaluate_continuation.py": "--device cpu --num_examples 1",
 }
 
 
@@ -42,6 +42,7 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run_in_their_order(clone):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     ran = []
@@ -61,27 +62,26 @@ def test_the_readmes_commands_run_in_their_order(clone):
             assert (clone / words[1]).is_file()
         elif words[0] == "tail":
             assert f"--output={words[2]}" in (clone / "run_train_simple.sh").read_text()
-        else:
+        elif words[0] not in ("git", "source", "pip"):
             pytest.fail(f"no way to try this command of the README: {command}")
-    assert {"create_dataset_pairs_wav.py", "test_simple_setup.py", "train_simple_ddp.py"} <= set(ran)
+    assert set(ADDED) <= set(ran)
     for part in ("context", "continuation", "joined"):
         assert (clone / "continuations" / f"song_{part}.wav").is_file()
 
 
-def test_every_script_is_explained():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
-        assert path.name in README, f"the README does not say why there is a {path.name}"
+def test_every_script_and_folder_is_explained():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("*/__init__.py")]:
+        name = f"{path.parent.name}/" if path.name == "__init__.py" else path.name
+        assert name in README, f"the README does not say why there is a {name}"
+    (tree,) = [block for block in re.findall(r"```\n(.*?)```", README, re.S) if "audio/" in block]
+    for folder in ("audio", "dataset", "training", "evaluation", "common"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.name == "__init__.py" or path.name in tree, path
 
 
 def test_links_and_files_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_nothing_of_this_machine_is_in_the_repository():
-    for name in subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split():
-        if name.endswith((".py", ".sh", ".md", ".txt", ".toml")) and name != "tests/test_readme.py":
-            text = (ROOT / name).read_text()
-            assert not re.search(r"/(Users|home/\w+|work/(main|scratch|gg\d+))/|@PLACEHOLDER@", text), name
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for test in re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "robustness.md").read_text()):
+        assert (ROOT / test).is_file(), test

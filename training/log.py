@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.distributed import rank, world_size
 
 METRICS = "metrics.jsonl"
+TRACKS_FOR_A_VERDICT = 10  # as evaluation asks for
 
 
 def log(line: str) -> None:
@@ -80,6 +81,17 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str) -> s
         f"batch {config.batch_size} x {world_size()} = {config.batch_size * world_size()}\n"
         f"settings   {settings}"
     )
+
+
+def describe_tracks(train: set[str], val: set[str]) -> str:
+    """A warning where the validation split cannot judge the model; empty where it can."""
+    if train & val:
+        return (
+            f"*** {len(train & val)} of {len(val)} validation tracks are trained on: val says nothing about new music"
+        )
+    if 0 < len(val) < TRACKS_FOR_A_VERDICT:
+        return f"validation {len(val)} tracks: too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
+    return ""
 
 
 def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
