@@ -35,7 +35,13 @@ fail() {
 
 # SLURM's signals: a warning that comes before there is a training to end waits for it.
 warned="" step=""
-trap 'warned=yes; [ -z "$step" ] || kill "$step"' USR2
+end_training() {
+    warned=yes
+    [ -n "$step" ] || return 0
+    echo "== job $SLURM_JOB_ID: warned by SLURM, ends the training"
+    kill "$step" # srun ends its tasks
+}
+trap end_training USR2
 trap 'echo "== job $SLURM_JOB_ID: ended by SLURM; the same command resumes"; exit 143' TERM
 
 # SLURM runs a copy of this script: the repository is where sbatch was called.
@@ -91,7 +97,7 @@ srun --export=ALL --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}
         --nproc_per_node="$gpus" --master_addr="$SLURM_LAUNCH_NODE_IPADDR" --master_port="$MASTER_PORT" "$@"' \
     task train_simple_ddp.py "$@" &
 step=$!
-[ -z "$warned" ] || kill "$step"
+[ -z "$warned" ] || end_training
 
 # `wait` also returns when a signal has come; it gives the step's status as often as it is asked.
 while kill -0 "$step" 2>/dev/null; do

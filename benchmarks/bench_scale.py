@@ -107,7 +107,7 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     )  # fmt: skip
     started = time.perf_counter()
     with contextlib.suppress(ArrivedError), contextlib.redirect_stdout(io.StringIO()):
-        train_simple_worker.train_worker(0, 0, 1, config)
+        train_simple_worker.train_worker(config)
     return {"seconds": time.perf_counter() - started, "wavs_read": wavs_read}
 
 

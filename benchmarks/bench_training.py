@@ -93,7 +93,7 @@ def run_epochs(literal: LiteralTraining, dataset_dir: Path, work_dir: Path, epoc
 
     started = time.perf_counter()
     with contextlib.redirect_stdout(Clock()):
-        train_worker(0, 0, 1, config)
+        train_worker(config)
     lines = [json.loads(line) for line in (work_dir / "checkpoints/metrics.jsonl").read_text().splitlines()][1:]
     reached = next((i for i, line in enumerate(lines) if line["val_mse"] <= target), None)
     ours_epoch = min(b - a for a, b in itertools.pairwise(marks))

@@ -49,8 +49,8 @@ class LiteralTransformer(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """[B, 128, T] -> [B, 128, T]."""
         x = embeddings.transpose(1, 2)
-        steps = torch.arange(x.shape[1], dtype=torch.float32)
-        rates = torch.exp(torch.arange(0, 128, 2) * (-math.log(10000.0) / 128))
+        steps = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)
+        rates = torch.exp(torch.arange(0, 128, 2, device=x.device) * (-math.log(10000.0) / 128))
         angles = steps[:, None] * rates
         positions = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
         return self.head(self.encoder(self.dropout(self.norm(x) + positions))).transpose(1, 2)

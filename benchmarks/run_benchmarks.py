@@ -1,6 +1,6 @@
 """All benchmarks in one run, as ratios measured side by side; prints a table, writes it as JSON.
 
-make bench                                             # all of it
+make bench                                             # all of it; the rows of a GPU where there is one
 python benchmarks/run_benchmarks.py codec training     # only these subjects
 """
 
@@ -22,14 +22,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
-from benchmarks import bench_codec, bench_dataset, bench_scale, bench_training  # noqa: E402
+from benchmarks import bench_codec, bench_dataset, bench_gpu, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 from common.arguments import file_path  # noqa: E402
 from common.devices import available_cores  # noqa: E402
 from common.errors import run_script  # noqa: E402
 from common.files import atomic_write  # noqa: E402
 
-SUBJECTS = ("codec", "training", "dataset", "scale")
+SUBJECTS = ("codec", "training", "dataset", "scale", "gpu")
 
 
 def demo_dataset(work_dir: Path) -> Path:
@@ -81,7 +81,7 @@ def main() -> int:
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     open(output, "a").close()  # before the work, so that it is not for nothing
-    subjects = args.subjects or SUBJECTS
+    subjects = args.subjects or SUBJECTS[: 5 if torch.cuda.is_available() else 4]
     torch.set_num_threads(available_cores())
     codec = load_frozen_encodec("untrained")
     rows: list[Row] = []
@@ -95,8 +95,10 @@ def main() -> int:
                 rows += bench_training.run(codec, demo_dataset(work_dir), work_dir)
             elif subject == "dataset":
                 rows += bench_dataset.run(work_dir)
-            else:
+            elif subject == "scale":
                 rows += bench_scale.run(work_dir)
+            else:
+                rows += bench_gpu.run(work_dir)
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)

@@ -8,7 +8,7 @@ file comes or goes, or in a write; the whole process group, only the launcher, o
 that has its final name must be as the undisturbed run left it. Then the command runs to its end, and the whole folder
 must be the undisturbed one's, byte for byte but for times, with nothing left over. Exit status 1 if it is not.
 
-The scripts run in processes forked from this one, which has imported them: a kill during imports would tell nothing.
+The scripts run in processes forked from this one, which has imported them: a kill during imports would show nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
+from training_runs import difference  # noqa: E402
 
 from common import arguments  # noqa: E402
 from common.errors import run_script  # noqa: E402
@@ -185,9 +186,9 @@ class Running:
                 if not self.has_ended():
                     os.kill(self.pid, signal.SIGUSR1)
                     time.sleep(1)
-                told = self.log.read_text()
+                log = self.log.read_text()
                 os.killpg(self.pid, signal.SIGKILL)
-                raise SoakError(f"{left} still there {END_S} s after kill -9 {victim}, launcher {self.pid}\n{told}")
+                raise SoakError(f"{left} still there {END_S} s after kill -9 {victim}, launcher {self.pid}\n{log}")
             time.sleep(0.002)
 
 
@@ -248,21 +249,6 @@ def content(path: Path) -> object:
 def outcome(folder: Path) -> dict[str, object]:
     """All that is in a folder."""
     return {str(path.relative_to(folder)): content(path) for path in files(folder) if path.name != ".lock"}
-
-
-def difference(a: object, b: object, path: str = "") -> str:
-    """Where two outcomes differ first, empty if nowhere: to the last bit, NaN equal to NaN."""
-    if isinstance(a, list) and isinstance(b, list):
-        a, b = dict(enumerate(a)), dict(enumerate(b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        if a.keys() != b.keys():
-            return f"{path}: missing {sorted(a.keys() - b.keys())}, too many {sorted(b.keys() - a.keys())}"
-        return next((d for key in a if (d := difference(a[key], b[key], f"{path}/{key}"))), "")
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return "" if torch.equal(a, b) else path
-    if isinstance(a, bytes) and isinstance(b, bytes):
-        return "" if a == b else f"{path}: {len(a)} and {len(b)} bytes"
-    return "" if a == b or (a != a and b != b) else f"{path}: {a!r} and {b!r}"
 
 
 def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
@@ -338,8 +324,8 @@ class Soak:
             self.counts["failures"] += 1
             print(f"FAILED {stage.name}, killed {kills}: {failure}", flush=True)
         else:
-            told = ", ".join(f"{n} x {how}" if n > 1 else how for how, n in Counter(kills).items())
-            print(f"{stage.name}: {len(kills)} kills ({told or 'it ended before'}); identical", flush=True)
+            summary = ", ".join(f"{n} x {how}" if n > 1 else how for how, n in Counter(kills).items())
+            print(f"{stage.name}: {len(kills)} kills ({summary or 'it ended before'}); identical", flush=True)
         self.counts[stage.name] += len(kills)
         self.counts["kills"] += len(kills)
         shutil.rmtree(self.folder)

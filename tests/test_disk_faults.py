@@ -93,8 +93,8 @@ def commands(folder: Path, small_music: Path, small_dataset: Path, trained: Path
 SCRIPTS = ("create", "train", "generate", "evaluate")
 
 
-def is_one_line(told: str, *parts: str) -> bool:
-    return len(told.splitlines()) == 1 and "error: " in told and all(part in told for part in parts)
+def is_one_line(stderr: str, *parts: str) -> bool:
+    return len(stderr.splitlines()) == 1 and "error: " in stderr and all(part in stderr for part in parts)
 
 
 def check_final_names(folder: Path, expected: dict[str, object]) -> None:
@@ -124,12 +124,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after(
     for share in [*sorted(rng.uniform(0, 1, 4)), None]:
         used_kb = sum(path.stat().st_blocks for path in folder.rglob("*")) // 2
         leave_free(disk, int(share * max(8, needed_kb - used_kb)) if share is not None else DISK_KB)
-        status, told = try_command(command)
+        status, stderr = try_command(command)
         check_final_names(folder, expected)
         if status == 0:
             break
         failed += 1
-        assert status == 1 and is_one_line(told, f"{folder}/", "No space left on device; free some space"), told
+        assert status == 1 and is_one_line(stderr, f"{folder}/", "No space left on device; free some space"), stderr
     assert failed and status == 0 and not difference(expected, outcome(folder))
 
 
@@ -164,8 +164,8 @@ def test_a_limit_on_the_size_of_files_is_one_line(
 ):
     command = commands(tmp_path, small_music, small_dataset, trained)[script]
     with size_limit(1000 if script == "train" else 30):
-        status, told = try_command(command)
-    assert status == 1 and is_one_line(told, str(tmp_path), name, "File too large; raise the limit"), told
+        status, stderr = try_command(command)
+    assert status == 1 and is_one_line(stderr, str(tmp_path), name, "File too large; raise the limit"), stderr
     assert not list(tmp_path.rglob("*.part")) or script == "create"
 
 
@@ -173,13 +173,13 @@ def test_a_limit_on_the_size_of_files_is_one_line(
 def test_a_read_only_folder_is_one_line(script, disk, try_command, small_music, small_dataset, trained):
     command = commands(disk / "work", small_music, small_dataset, trained)[script]
     remount(disk, "ro")
-    status, told = try_command(command)
-    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; fix its permissions"), told
+    status, stderr = try_command(command)
+    assert status == 1 and is_one_line(stderr, f"{disk}/work", "Read-only file system; fix its permissions"), stderr
     remount(disk, "rw")
     (disk / "work" / "out").mkdir(parents=True)  # a folder that is there cannot be written to either
     remount(disk, "ro")
-    status, told = try_command(command)
-    assert status == 1 and is_one_line(told, f"{disk}/work", "Read-only file system; fix its permissions"), told
+    status, stderr = try_command(command)
+    assert status == 1 and is_one_line(stderr, f"{disk}/work", "Read-only file system; fix its permissions"), stderr
 
 
 def test_a_read_only_dataset_with_a_full_cache_serves(disk, try_command, tmp_path, small_music, small_dataset, trained):
@@ -200,10 +200,10 @@ def test_a_folder_that_is_another_users_is_one_line(script, disk, try_command, s
     command = commands(disk / "work", disk / "music", disk / "dataset", trained)[script]
     os.seteuid(65534)
     try:
-        status, told = try_command(command)
+        status, stderr = try_command(command)
     finally:
         os.seteuid(0)
-    assert status == 1 and is_one_line(told, f"{disk}/work/", "Permission denied; fix its permissions"), told
+    assert status == 1 and is_one_line(stderr, f"{disk}/work/", "Permission denied; fix its permissions"), stderr
 
 
 def test_metrics_that_cannot_be_appended_are_named(tmp_path):

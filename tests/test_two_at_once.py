@@ -25,8 +25,8 @@ def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]
         )
         for command in commands
     ]
-    told = [process.communicate(timeout=300) for process in started]
-    ended = zip(started, told, strict=True)
+    outputs = [process.communicate(timeout=300) for process in started]
+    ended = zip(started, outputs, strict=True)
     return [subprocess.CompletedProcess(process.pid, process.returncode, *texts) for process, texts in ended]
 
 

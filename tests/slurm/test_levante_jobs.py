@@ -96,7 +96,11 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
     user.await_line("resuming", job)
     done = user.last(folder)["epoch"]
     user.await_line(f"epoch {done + 1:3d}/", job)
+    frozen = workers(job)[0]
+    os.kill(frozen, signal.SIGSTOP)  # and with it all, as they wait for each other: the limit comes in mid-training
     user.shell(f"scontrol update jobid={job} TimeLimit=1")
+    user.await_line("warned by SLURM, ends the training", job)
+    os.kill(frozen, signal.SIGCONT)
     user.await_line("requeues itself before its time limit", job)
     user.cluster.wait(job, "PENDING")
     user.shell(f"scontrol update jobid={job} TimeLimit=60")
