@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from audio.segments import find_audio_files
 from common.arguments import file_path, number
-from common.devices import available_cores
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
+from common.machine import available_cores
 from dataset.cutting import STAGING_NAME, remove_staged, stage_tracks, staged_tracks
 from dataset.pairs import (
     METADATA_NAME,

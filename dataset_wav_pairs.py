@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
-from common.devices import available_cores, free_memory, pick_device
+from common.devices import free_memory, pick_device
 from common.errors import UserError, run_script
 from common.files import check_output_folder, remove_partial_files
+from common.machine import available_cores
 from dataset.cache import EmbeddingCache
 from dataset.pairs import find_pairs
 from dataset.segments import READERS, SplitSegments

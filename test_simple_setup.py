@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves ou
 
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting
-from common.devices import available_cores, pick_device
+from common.devices import pick_device
 from common.errors import UserError, run_script
+from common.machine import available_cores
 from dataset_wav_pairs import CONTEXT_FRAMES, WavPairsDataset
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.config import TrainConfig

@@ -22,9 +22,10 @@ from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from audio.frozen_encodec import load_frozen_encodec, untrained_banner, weights_source
-from common.devices import available_cores, choose_precision, pick_device
+from common.devices import choose_precision, pick_device
 from common.errors import UserError
 from common.files import lock_folder
+from common.machine import available_cores
 from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run, save_checkpoint

@@ -25,9 +25,9 @@ from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks import bench_codec, bench_dataset, bench_gpu, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 from common.arguments import file_path  # noqa: E402
-from common.devices import available_cores  # noqa: E402
 from common.errors import run_script  # noqa: E402
 from common.files import atomic_write  # noqa: E402
+from common.machine import available_cores  # noqa: E402
 
 SUBJECTS = ("codec", "training", "dataset", "scale", "gpu")
 

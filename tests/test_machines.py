@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, UNTRAINED, one_line, run_script
 from training_runs import command, metrics
 
-from common import devices
+from common import devices, machine
 from common.devices import free_memory
 
 STARTS_AT_ONCE = ["create_dataset_pairs_wav.py", "train_simple_ddp.py"]
@@ -73,10 +73,10 @@ def test_cores_respect_a_containers_quota(tmp_path, files, cores, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert devices._cgroup_cores(str(tmp_path)) == cores
-    monkeypatch.setattr(devices, "_cgroup_cores", lambda: cores)
+    assert machine.cgroup_cores(str(tmp_path)) == cores
+    monkeypatch.setattr(machine, "cgroup_cores", lambda: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert devices.available_cores() == min(64, max(1, int(cores) if cores < 64 else 64))
+    assert machine.available_cores() == min(64, max(1, int(cores) if cores < 64 else 64))
 
 
 V2 = "sys/fs/cgroup/a/memory"
@@ -102,8 +102,8 @@ def test_memory_respects_a_containers_limit(tmp_path, files, left, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert devices._cgroup_memory(str(tmp_path)) == left
-    monkeypatch.setattr(devices, "_cgroup_memory", lambda: left)
+    assert machine.cgroup_memory(str(tmp_path)) == left
+    monkeypatch.setattr(devices, "cgroup_memory", lambda: left)
     assert free_memory(torch.device("cpu"), 2) <= left / 2
 
 
