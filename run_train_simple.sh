@@ -87,7 +87,7 @@ export MASTER_PORT gpus
 # What is done by the end decides whether to requeue.
 checkpoints=$(sed -n 's/^checkpoints: //p' <<<"$check")
 embeddings=$(sed -n 's/^embeddings: //p' <<<"$check")
-epochs() { grep -c '"epoch"' "$checkpoints/metrics.jsonl" 2>/dev/null || true; }
+epochs() { { grep '"epoch"' "$checkpoints/metrics.jsonl" 2>/dev/null || true; } | wc -l; }
 epochs_before=$(epochs)
 started=logs/.started_$SLURM_JOB_ID
 touch "$started"

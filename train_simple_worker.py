@@ -312,10 +312,10 @@ def save(run: Run, state: TrainState, val_mse: float, is_best: bool) -> None:
     paths = [run.folder / BEST] if is_best else []
     is_kept = state.epoch % run.config.checkpoint_every == 0
     if is_kept:
+        draw_curves(run.folder / "curves.png", run.folder / METRICS)
         paths.append(run.folder / f"checkpoint_epoch_{state.epoch}.pt")
     save_checkpoint([*paths, run.folder / LAST], state.checkpoint() | run.facts | {"val_mse": val_mse})
     if is_kept:
-        draw_curves(run.folder / "curves.png", run.folder / METRICS)
         log(f"curves     {run.folder / 'curves.png'}")
         log(f"listen     {listen_command(run.config, paths[-1])}")
 

@@ -111,8 +111,8 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
     assert_same_end(user, folder, undisturbed)
 
 
-def test_a_job_that_achieves_nothing_does_not_requeue(user: User, dataset: Path, tmp_path: Path) -> None:
-    """Its workers hang before the first epoch: at the warning it says so and fails, rather than loop for ever."""
+def test_a_job_that_achieves_nothing_does_not_requeue(user: User, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """Nothing is left to encode and its workers hang in the first epoch: at the warning it says so and fails."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
