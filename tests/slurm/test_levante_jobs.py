@@ -128,6 +128,12 @@ def test_a_job_that_achieves_nothing_does_not_requeue(user: User, undisturbed: U
     assert "neither an epoch nor an embedding was finished before the time limit" in errors[-1]
 
 
+def await_next_epoch(user: User, folder: str, job: str) -> None:
+    """Wait until a resumed training has finished an epoch."""
+    user.await_line("resuming", job)
+    user.await_line(f"epoch {user.last(folder)['epoch'] + 1:3d}/", job)
+
+
 def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
     """2 nodes x 2 GPUs are 4 ranks: the same numbers as 1 x 4, on a cache that both nodes fill."""
     folder, cache = "checkpoints_two_nodes", user.folder / "cache_two"
@@ -144,7 +150,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbe
     assert nodes == {b"node1", b"node2"}
     user.run("scancel --signal=USR2 --batch JOBID", replace={"JOBID": job})
     user.cluster.start_requeued(job)
-    user.await_line("epoch   4/", job)
+    await_next_epoch(user, folder, job)
     log = user.log().partition(f"== job {job}, start 1")[2]
     assert "requeues itself" in log and "batch 1 x 4 = 4" in log
 
@@ -153,7 +159,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbe
     user.cluster.until(lambda: not workers(job), 10, "end of the workers on both nodes")
 
     job = submit()
-    user.await_line("epoch   6/", job)
+    await_next_epoch(user, folder, job)
     user.shell(f"scontrol requeue {job}")  # as a preemption does
     user.cluster.start_requeued(job)
     ended = user.cluster.wait(job)
