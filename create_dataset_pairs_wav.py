@@ -4,85 +4,112 @@
     python create_dataset_pairs_wav.py --input_dir ~/Music      # any folder, searched recursively
     sbatch create_dataset_pairs_levante.sh --input_dir ...      # on Levante
 
-Reads whatever libsndfile reads (WAV, FLAC, MP3, Ogg, Opus, AIFF, ...), averages the channels, resamples
-to 24 kHz and pairs each segment with the one after it. Training and validation never share a track.
-Every file appears complete or not at all; a run that was cut goes on where it was.
+Reads what libsndfile and FFmpeg read (WAV, FLAC, MP3, M4A, Ogg, Opus, WMA, ...), averages the channels, resamples to
+24 kHz and pairs each segment with the one after it. The pairs come from all tracks as evenly as their lengths allow;
+training and validation share no track, unless there is only one. A run that was killed resumes.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import hashlib
 import os
-import random
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from audio.segments import find_audio_files
-from common.arguments import file_path, number
+from audio.segments import SAMPLE_RATE
+from common.arguments import file_path, number, parse_settings, seed_setting, setting
+from common.machine import available_cores
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
-from common.machine import available_cores
-from dataset.cutting import STAGING_NAME, remove_staged, stage_tracks, staged_tracks
-from dataset.pairs import (
-    METADATA_NAME,
-    Pair,
-    PairRow,
-    Track,
-    check_is_ours,
-    read_metadata,
-    reason_skipped,
-    split_pairs,
-    usable_pairs,
-    write_metadata,
-)
+from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
+from dataset.gathering import Selection, select_pairs
+from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
+from dataset.selection import MIN_VAL_TRACKS
+from dataset.sources import find_sources
 
+RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
+PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
 
 
 @dataclass
-class Collection:
-    """The tracks cut so far, the usable pairs of each, and the split of these pairs."""
+class Settings:
+    input_dir: str = setting("music", "folder of music, searched recursively", type=file_path)
+    output_dir: str = setting("dataset_pairs_wav", "where the pairs go", type=file_path)
+    segment_duration: int = setting(16, "whole seconds", type=number(int, at_least=1, at_most=600))
+    max_pairs: int = setting(2000, "train and val together", type=number(int, at_least=1))
+    val_pairs: int | None = setting(
+        None, "of these, for validation (default: a tenth, at least 1)", type=number(int, at_least=0)
+    )
+    min_level_db: float = setting(
+        -60.0, "a segment with less RMS about its mean, in dBFS, is left out", type=number(float, at_most=0)
+    )
+    seed: int = seed_setting("the choice of validation tracks")
+    num_workers: int = setting(available_cores(), "processes", type=number(int, at_least=1, at_most=1024))
+    overwrite: bool = setting(False, "replace a dataset made with other settings")
 
-    tracks: list[Track] = field(default_factory=list)
-    pairs: list[list[Pair]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # source, reason
-    train: list[Pair] = field(default_factory=list)
-    val: list[Pair] = field(default_factory=list)
+
+def main() -> int:
+    create_dataset(parse_settings(Settings, __doc__))
+    return 0
 
 
-def collect(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Collection:
-    """Stage tracks in their order until both splits are full or the music is used up."""
-    collection, owners, found = Collection(), {}, 0
-    sizes = {source: _size(input_dir / source) for source in sources}
-    on_terminal = sys.stderr.isatty()
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="cutting", disable=not on_terminal) as bar:
-        for done, track in enumerate(stage_tracks(sources, input_dir, staging, args), 1):
-            pairs = usable_pairs(track, owners)
-            found += len(pairs)
-            collection.tracks.append(track)
-            collection.pairs.append(pairs)
-            if not pairs:
-                collection.skipped.append((track.source, reason_skipped(track, owners)))
-                why = printable(collection.skipped[-1][1])
-                tqdm.write(f"skipped {printable(track.source)}: {why}", file=sys.stderr)
-            elif track.problem:
-                problem = track.problem.removeprefix("damaged: ")
-                tqdm.write(f"damaged {printable(track.source)}: {problem}; the rest is used", file=sys.stderr)
-            bar.update(sizes[track.source])
-            bar.set_postfix(tracks=f"{done}/{len(sources)}", pairs=found)
-            if not on_terminal and done % 100 == 0:
-                print(f"{done}/{len(sources)} tracks, {found} pairs", flush=True)
-            if found >= args.max_pairs or done == len(sources):
-                collection.train, collection.val = split_pairs(collection.pairs, args.max_pairs, args.val_pairs)
-                if len(collection.train) + len(collection.val) == args.max_pairs:
-                    break
-    return collection
+def create_dataset(settings: Settings) -> None:
+    """Do the whole work; raises UserError for what the user can fix."""
+    input_dir, output_dir = Path(settings.input_dir), Path(settings.output_dir)
+    _check(settings, input_dir, output_dir)
+    found = find_sources(input_dir, output_dir)
+    if found.own_folders or found.own_files:
+        print(
+            f"passed over, as made by this project: {found.own_folders} folders, {found.own_files} files",
+            file=sys.stderr,
+        )
+    if not found.files:
+        raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
+    recorded = {name: str(getattr(settings, name)) for name in RECORDED}
+    recorded["sample_rate"] = str(SAMPLE_RATE)
+    recorded["input_files"] = _listing(input_dir, found.files)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with lock_folder(output_dir, "dataset creation"):
+        previous = _previous(output_dir, recorded, settings.overwrite)
+        if previous is not None and previous.settings["input_files"] == recorded["input_files"]:
+            if _is_complete(output_dir, previous, settings):
+                remove_staged(output_dir)
+                print(f"{output_dir}: already complete, {len(previous.pairs)} pairs; nothing to do")
+                return
+        elif previous is not None:
+            _report_changes(previous, found.files, output_dir)
+        _build(found.files, recorded, previous, settings)
+
+
+def _check(settings: Settings, input_dir: Path, output_dir: Path) -> None:
+    if settings.val_pairs is None:
+        settings.val_pairs = min(max(1, settings.max_pairs // 10), settings.max_pairs - 1)
+    if settings.val_pairs >= settings.max_pairs:
+        raise UserError(
+            f"--val_pairs {settings.val_pairs}: must be below --max_pairs {settings.max_pairs}, of which it is a part"
+        )
+    if not input_dir.is_dir():
+        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
+    real_input, real_output = input_dir.resolve(), output_dir.resolve()
+    if real_input == real_output:
+        raise UserError(f"--output_dir {output_dir}: is the folder of the music as well; name another")
+    if real_output in real_input.parents:
+        raise UserError(f"--output_dir {output_dir}: holds the folder of the music, {input_dir}; name another")
+    check_output_folder("--output_dir", output_dir)
+
+
+def _listing(input_dir: Path, sources: list[str]) -> str:
+    """The number of audio files and a hash of their names and sizes."""
+    listing = repr([(source, _size(input_dir / source)) for source in sources])
+    return f"{len(sources)} ({hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"
 
 
 def _size(path: Path) -> int:
@@ -90,6 +117,126 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Metadata | None:
+    """What the folder's dataset says of itself; None if there is none, or it is to be replaced.
+
+    Raises UserError for a dataset with other settings, and for files that are not this project's.
+    """
+    metadata, set_aside = output_dir / METADATA_NAME, output_dir / STAGING_NAME / PREVIOUS_NAME
+    check_is_ours(metadata)
+    if overwrite:
+        set_aside.unlink(missing_ok=True)
+        return None
+    if not metadata.exists() and set_aside.exists():  # a run was killed while it replaced the dataset
+        previous = read_metadata(set_aside)
+        return previous if all(previous.settings.get(name) == recorded[name] for name in RECORDED) else None
+    if not metadata.exists():
+        if not staged_tracks(output_dir) and _pair_files(output_dir):
+            raise UserError(
+                f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
+            )
+        return None
+    previous = read_metadata(metadata)
+    changed = [
+        f"{name} {previous.settings.get(name)} -> {recorded[name]}"
+        for name in RECORDED
+        if previous.settings.get(name) != recorded[name]
+    ]
+    if changed:
+        raise UserError(
+            f"{metadata}: made with other settings ({'; '.join(changed)}); "
+            "add --overwrite or choose another --output_dir"
+        )
+    return previous
+
+
+def _report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> None:
+    """Say which audio files were added or removed since; UserError if it is other music altogether."""
+    before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
+    now = {printable(source) for source in sources}
+    if not {row.source for row in previous.pairs} & now:
+        raise UserError(
+            f"{output_dir}: a dataset of other music, none of which is in --input_dir; "
+            "add --overwrite or choose another --output_dir"
+        )
+    for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
+        if names:
+            print(f"{len(names)} audio files {what}: {', '.join(names[:5])}{', ...' if names[5:] else ''}", flush=True)
+    if now == before:
+        print("audio files have changed", flush=True)
+
+
+def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bool:
+    size = 44 + 2 * settings.segment_duration * SAMPLE_RATE
+    return all(_size(output_dir / name) == size for name in metadata.digests)
+
+
+def _pair_files(output_dir: Path) -> list[Path]:
+    """The pairs in a dataset's folder, and what a killed run left of them."""
+    return [p for split in ("train", "val") for p in output_dir.glob(f"{split}/*") if PAIR_FILE.fullmatch(p.name)]
+
+
+def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | None, settings: Settings) -> None:
+    input_dir, output_dir = Path(settings.input_dir), Path(settings.output_dir)
+    staging = output_dir / STAGING_NAME
+    staging.mkdir(exist_ok=True)
+    for folder in staged_tracks(output_dir):
+        if folder.suffix == ".part":
+            shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be at it
+    # By a hash, so that a file more does not change the order of the others.
+    sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
+    splits = {row.source: row.split for row in previous.pairs if row.split == "val"} if previous else {}
+    splits |= {row.source: row.split for row in previous.pairs if row.split == "train"} if previous else {}
+    known = {source: splits[printable(source)] for source in sources if printable(source) in splits}
+    print(f"{len(sources)} audio files in {input_dir}", flush=True)
+    cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db)
+    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, known, settings.num_workers)
+    _report_files(selection, settings)
+    if not selection.train:
+        if not (staging / PREVIOUS_NAME).exists():
+            remove_staged(output_dir)
+        first = "; ".join(f"{printable(source)}: {reason}" for source, reason in list(selection.skipped.items())[:3])
+        raise UserError(
+            f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
+            f"{settings.segment_duration} s segments ({first})"
+        )
+    _write(selection, recorded, settings)
+    remove_staged(output_dir)
+    _report_dataset(selection, settings)
+
+
+def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -> None:
+    """Give the staged segments their final names and write metadata.txt."""
+    output_dir = Path(settings.output_dir)
+    chosen = selection.train + selection.val
+    rows, files = [], {}
+    for k, pair in enumerate(chosen):
+        split = "train" if k < len(selection.train) else "val"
+        start_s = pair.index * settings.segment_duration
+        rows.append(PairRow(f"pair_{k:04d}", split, printable(pair.track.source), start_s))
+        for offset, name in enumerate(rows[-1].files):
+            files[name] = (pair.track, pair.index + offset)
+    for split in ("train", "val"):
+        (output_dir / split).mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # from here on the dataset is not what it says
+        os.replace(output_dir / METADATA_NAME, output_dir / STAGING_NAME / PREVIOUS_NAME)
+    for path in _pair_files(output_dir):
+        if f"{path.parent.name}/{path.name}" not in files:
+            path.unlink()
+    for name, (track, index) in tqdm(files.items(), "writing", disable=not sys.stderr.isatty()):
+        _link(track.wav(index), output_dir / name)
+    skipped = selection.skipped | dict.fromkeys(selection.not_needed, f"not needed for {settings.max_pairs} pairs")
+    write_metadata(
+        output_dir / METADATA_NAME,
+        recorded,
+        _totals(selection, settings),
+        sorted((printable(source), printable(reason)) for source, reason in skipped.items()),
+        rows,
+        {name: track.segments[index].digest for name, (track, index) in files.items()},
+    )
+    (output_dir / STAGING_NAME / PREVIOUS_NAME).unlink(missing_ok=True)
 
 
 def _link(staged: Path, final: Path) -> None:
@@ -104,191 +251,58 @@ def _link(staged: Path, final: Path) -> None:
     beside.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
 
 
-def _remove_stale(output_dir: Path, names: set[str]) -> None:
-    """Remove the pair files (and only those) that are not among `names`, "train/pair_0000_input.wav"."""
-    for path in _pair_files(output_dir):
-        if f"{path.parent.name}/{path.name}" not in names:
-            path.unlink()
-
-
-def _pair_files(output_dir: Path) -> list[Path]:
-    """The pairs in a dataset's folder, and what a killed run left of them."""
-    return [p for split in ("train", "val") for p in output_dir.glob(f"{split}/*") if PAIR_FILE.fullmatch(p.name)]
-
-
-def create_dataset(args: argparse.Namespace) -> None:
-    """Do the whole work for parsed arguments; raises UserError for what the user can mend."""
-    input_dir, output_dir = Path(args.input_dir), Path(args.output_dir)
-    if args.val_pairs >= args.max_pairs:
-        raise UserError(
-            f"--val_pairs {args.val_pairs}: must be below --max_pairs {args.max_pairs}, of which it is a part"
-        )
-    if not 1000 <= args.sample_rate <= 1_000_000:
-        raise UserError(f"--sample_rate {args.sample_rate}: must be 1000 to 1000000 Hz; EnCodec needs 24000")
-    if args.segment_duration > 600:
-        raise UserError(f"--segment_duration {args.segment_duration}: must be at most 600 seconds")
-    if not input_dir.is_dir():
-        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
-    if args.min_level_db > 0:
-        raise UserError(f"--min_level_db {args.min_level_db}: nothing is that loud; must be at most 0")
-    check_output_folder("--output_dir", output_dir)
-    sources = find_audio_files(input_dir, leave_out=output_dir)
-    if not sources:
-        raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
-    settings = {
-        name: str(getattr(args, name))
-        for name in ("segment_duration", "sample_rate", "max_pairs", "val_pairs", "min_level_db", "seed")
+def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
+    chosen = selection.train + selection.val
+    written = {(pair.track.source, k): pair.track.segments[k] for pair in chosen for k in (pair.index, pair.index + 1)}
+    read = [segment for track in selection.tracks.values() for segment in track.segments]
+    damaged = sum(bool(selection.tracks[source].problem) for source in selection.used)
+    files = len(selection.used) + len(selection.skipped) + len(selection.not_needed)
+    return {
+        "pairs": f"{len(chosen)} ({len(selection.train)} train, {len(selection.val)} val)",
+        "tracks": f"{len(selection.used)} of {files}",
+        "hours": f"{len(written) * settings.segment_duration / 3600:.2f}",
+        "quiet_segments": str(sum(bool(segment.digest) and not segment.usable for segment in read)),
+        "non_finite_segments": str(sum(not segment.digest for segment in read)),
+        "clipped_samples": str(sum(segment.clipped for segment in written.values())),
+        "skipped_files": str(len(selection.skipped)),
+        "damaged_files": str(damaged),
     }
-    listing = repr([(source, _size(input_dir / source)) for source in sources])
-    settings["input_files"] = (
-        f"{len(sources)} ({hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"
-    )
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with lock_folder(output_dir, "dataset creation"):
-        metadata = output_dir / METADATA_NAME
-        check_is_ours(metadata)
-        if not args.overwrite and not metadata.exists() and not staged_tracks(output_dir) and _pair_files(output_dir):
-            raise UserError(
-                f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
-            )
-        if metadata.exists() and not args.overwrite:
-            known = read_metadata(metadata)
-            changed = [
-                f"{key} {known.settings.get(key)} -> {value}"
-                for key, value in settings.items()
-                if known.settings.get(key) != value
-            ]
-            if changed:
-                raise UserError(
-                    f"{metadata}: made with other settings ({'; '.join(changed)}); "
-                    "add --overwrite or choose another --output_dir"
-                )
-            if _is_complete(output_dir, known.pairs, args):
-                remove_staged(output_dir)
-                print(f"{output_dir}: already complete, {len(known.pairs)} pairs; nothing to do")
-                return
-        _build(sources, input_dir, output_dir, settings, args)
 
 
-def _is_complete(output_dir: Path, pairs: list[PairRow], args: argparse.Namespace) -> bool:
-    size = 44 + 2 * args.segment_duration * args.sample_rate
-    return all(_size(output_dir / name) == size for pair in pairs for name in pair.files)
+def _report_files(selection: Selection, settings: Settings) -> None:
+    """A line for each file that is not used, or not whole."""
+    for source, reason in sorted(selection.skipped.items()):
+        print(f"skipped {printable(source)}: {printable(reason)}", file=sys.stderr)
+    for source in sorted(selection.used):
+        if problem := selection.tracks[source].problem:
+            print(f"note {printable(source)}: {problem}", file=sys.stderr)
+    if selection.not_needed:
+        print(f"{len(selection.not_needed)} more tracks are not needed for --max_pairs {settings.max_pairs}")
 
 
-def _build(
-    sources: list[str], input_dir: Path, output_dir: Path, settings: dict[str, str], args: argparse.Namespace
-) -> None:
-    staging = output_dir / STAGING_NAME
-    staging.mkdir(exist_ok=True)
-    for folder in staged_tracks(output_dir):
-        if folder.suffix == ".part":
-            shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be at it
-    random.Random(args.seed).shuffle(sources)
-    print(f"{len(sources)} audio files in {input_dir}; {min(args.num_workers, len(sources))} processes", flush=True)
-    made = collect(sources, input_dir, staging, args)
-    chosen = made.train + made.val
-    if not chosen:
-        remove_staged(output_dir)
-        first = "; ".join(f"{printable(source)}: {reason}" for source, reason in made.skipped[:3])
-        raise UserError(
-            f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
-            f"{args.segment_duration} s segments ({first})"
-        )
-
-    rows = [
-        PairRow(
-            f"pair_{number:04d}",
-            "train" if number < len(made.train) else "val",
-            printable(pair.track.source),
-            pair.index * args.segment_duration,
-        )
-        for number, pair in enumerate(chosen)
-    ]
-    for split in ("train", "val"):
-        (output_dir / split).mkdir(exist_ok=True)
-    (output_dir / METADATA_NAME).unlink(missing_ok=True)  # from here on the dataset is not what it says
-    _remove_stale(output_dir, {name for row in rows for name in row.files})
-    for row, pair in zip(tqdm(rows, unit="pair", desc="writing", disable=not sys.stderr.isatty()), chosen, strict=True):
-        for offset, name in enumerate(row.files):
-            _link(pair.track.wav(pair.index + offset), output_dir / name)
-    totals = _totals(made, sources, args)
-    digests = {
-        name: pair.track.segments[pair.index + offset].digest
-        for row, pair in zip(rows, chosen, strict=True)
-        for offset, name in enumerate(row.files)
-    }
-    skipped = [(printable(s), printable(why)) for s, why in made.skipped]
-    write_metadata(output_dir / METADATA_NAME, settings, totals, skipped, rows, digests)
-    remove_staged(output_dir)
+def _report_dataset(selection: Selection, settings: Settings) -> None:
+    """What was made, and what its validation is worth."""
+    totals, where = _totals(selection, settings), settings.output_dir
     print(
-        f"{output_dir}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
+        f"{where}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
         f"{totals['skipped_files']} files skipped"
     )
-    if not made.val:
-        print(
-            f"{output_dir}: too little music for a validation split, and training needs one: add another track",
-            file=sys.stderr,
+    tracks = len({pair.track.source for pair in selection.val})
+    if settings.val_pairs == 0:
+        warning = "no validation split, as --val_pairs 0 asks; training needs one"
+    elif not selection.val:
+        warning = "too little music for a validation split, and training needs one: add another track"
+    elif len(selection.used) == 1:
+        warning = (
+            f"*** ONLY ONE TRACK: {printable(selection.used[0])} is split in time. Training and validation share it, "
+            "so validation says little: add another track"
         )
-
-
-def _totals(made: Collection, sources: list[str], args: argparse.Namespace) -> dict[str, str]:
-    chosen = made.train + made.val
-    used = {pair.track.source for pair in chosen}
-    written = {(pair.track.source, k): pair.track.segments[k] for pair in chosen for k in (pair.index, pair.index + 1)}
-    heard = [segment for track in made.tracks for segment in track.segments]
-    return {
-        "pairs": f"{len(chosen)} ({len(made.train)} train, {len(made.val)} val)",
-        "tracks": f"{len(used)} of {len(sources)}",
-        "hours": f"{len(written) * args.segment_duration / 3600:.2f}",
-        "quiet_segments": str(sum(bool(s.digest) and not s.usable for s in heard)),
-        "non_finite_segments": str(sum(not s.digest for s in heard)),
-        "clipped_samples": str(sum(segment.clipped for segment in written.values())),
-        "skipped_files": str(len(made.skipped)),
-        "damaged_files": str(sum(bool(track.problem) and track.source in used for track in made.tracks)),
-    }
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add(
-        "--input_dir",
-        type=file_path,
-        default="music",
-        help="folder of music, searched recursively (default: %(default)s)",
-    )
-    add("--output_dir", type=file_path, default="dataset_pairs_wav", help="where the pairs go (default: %(default)s)")
-    add("--segment_duration", type=number(int, at_least=1), default=16, help="whole seconds (default: %(default)s)")
-    add("--sample_rate", type=number(int, at_least=1), default=24000, help="Hz (default: %(default)s)")
-    add("--max_pairs", type=number(int, at_least=1), default=2000, help="train and val together (default: %(default)s)")
-    add(
-        "--val_pairs",
-        type=number(int, at_least=0, below=2**63),
-        default=200,
-        help="of these, for validation (default: %(default)s)",
-    )
-    add(
-        "--min_level_db",
-        type=number(float),
-        default=-60.0,
-        help="a segment with less RMS about its mean, in dBFS, is left out (default: %(default)s)",
-    )
-    add(
-        "--seed",
-        type=number(int, at_least=0, below=2**63),
-        default=42,
-        help="order of the tracks (default: %(default)s)",
-    )
-    add(
-        "--num_workers",
-        type=number(int, at_least=1, at_most=1024),
-        default=available_cores(),
-        help="processes (default: all cores given, here %(default)s)",
-    )
-    add("--overwrite", action="store_true", help="replace a dataset made with other settings")
-    create_dataset(parser.parse_args())
-    return 0
+    elif tracks < MIN_VAL_TRACKS:
+        remedy = "a larger --val_pairs" if tracks >= settings.val_pairs else "more music in --input_dir"
+        warning = f"validation has {tracks} tracks; a verdict needs {MIN_VAL_TRACKS}: {remedy}"
+    else:
+        return
+    print(f"{where}: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,29 +7,56 @@
 Three files for an input: NAME_context.wav is its end as it is; NAME_joined.wav is context and continuation
 as the codec decodes them in one piece, so that nothing clicks where they meet; NAME_continuation.wav is
 the second part of that. Made again, they are replaced; a file of that name from elsewhere is not.
+An input that cannot be continued is named and skipped; the exit status is then 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+import unicodedata
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 
 from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
-from audio.segments import AudioError, read_last_segment, to_pcm16, write_wav
-from common.arguments import file_path, number
+from audio.reading import AudioError
+from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
+from common.arguments import (
+    checkpoint_setting,
+    device_setting,
+    file_path,
+    number,
+    parse_settings,
+    setting,
+)
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
+from dataset_wav_pairs import CONTEXT_FRAMES
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint
 
 PARTS = ("context", "continuation", "joined")
-OURS = "Jingle_D continuation"  # the comment in the header of what this writes
+OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of what this writes
+SILENCE = 1e-3  # of full scale: -60 dB
+MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
+
+
+@dataclass
+class Settings:
+    inputs: list[str] = setting(MISSING, "audio files", nargs="+", type=file_path, metavar="INPUT")  # noqa: RUF009
+    checkpoint: str = checkpoint_setting()
+    output_dir: str = setting("continuations", "where the WAVs go", type=file_path)
+    num_segments: int = setting(1, "how many segments to continue for", type=number(int, at_least=1, at_most=1000))
+    quantize: bool = setting(False, "snap the prediction to the codec's 6 kbps codebooks")
+    device: str = device_setting()
+    encodec_weights: str | None = setting(
+        None, "pretrained, untrained, or a file or folder (default: the checkpoint's)", type=file_path
+    )
 
 
 @torch.no_grad()
@@ -64,16 +91,51 @@ def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike)
         )
 
 
+def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `num_samples` of a song, and the second before them (empty if the song does not have it), float32.
+
+    Prints a note where the file is not whole, or ends in silence. Raises AudioError for a song that cannot be read, is
+    too short, or does not end in numbers that are sound.
+    """
+    context_samples = CONTEXT_FRAMES * HOP_LENGTH
+    samples, problem = read_last_samples(path, num_samples + context_samples, sample_rate)
+    if len(samples) < num_samples:
+        seconds, needed = len(samples) / sample_rate, num_samples / sample_rate
+        raise AudioError(f"{seconds:.2f} s long; a continuation needs at least {needed:g} s")
+    if not (np.abs(samples) <= MAX_SAMPLE).all():
+        raise AudioError(f"its end holds NaN, or samples beyond {MAX_SAMPLE:.0f} times full scale")
+    loud = np.flatnonzero(np.abs(samples) > SILENCE)
+    silent_s = (len(samples) - 1 - loud[-1] if len(loud) else len(samples)) / sample_rate
+    if silent_s > 1:
+        problem = "; ".join(filter(None, [problem, f"ends in {silent_s:.1f} s of silence, from which it is continued"]))
+    if problem:
+        print(f"note {printable(path)}: {problem}", file=sys.stderr)
+    if len(samples) < num_samples + context_samples:
+        return samples[-num_samples:], samples[:0]
+    return samples[context_samples:], samples[:context_samples]
+
+
+def encode_end(codec: FrozenEncodec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:
+    """Embeddings [1, 128, T] of a segment [samples], encoded together with what came `before` it in the song."""
+    waveform = torch.from_numpy(np.concatenate([before, segment])).view(1, 1, -1)
+    return codec.encode(waveform)[:, :, len(before) // HOP_LENGTH :]
+
+
 def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
     """The common beginning of each input's output paths.
 
-    UserError if two inputs would share theirs, or if a file is in the way that this script did not write.
+    UserError if two inputs would share theirs, if a name is too long, or if a file is in the way that this script did
+    not write.
     """
     names: dict[str, str] = {}
     for path in inputs:
-        name = Path(path).stem.casefold()  # macOS takes Song and song for one
+        stem = Path(path).stem
+        # macOS takes Song and song for one, and both ways to write an accent.
+        name = unicodedata.normalize("NFC", stem).casefold()
         if names.setdefault(name, path) != path:
             raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give them two --output_dir")
+        if len(os.fsencode(f"{stem}_continuation.wav")) > MAX_NAME_BYTES:
+            raise UserError(f"{path}: its name is too long for the names of the continuation; rename a copy of it")
     written = {output_dir / f"{Path(path).stem}_{part}.wav" for path in inputs for part in PARTS}
     for path in inputs:
         if any(target.exists() and os.path.samefile(path, target) for target in written if Path(path).exists()):
@@ -93,50 +155,41 @@ def _is_ours(path: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("inputs", nargs="+", type=file_path, metavar="INPUT", help="audio files, at least as long as a segment")
-    add("--checkpoint", type=file_path, default="checkpoints_simple/best_model.pt", help="(default: %(default)s)")
-    add("--output_dir", type=file_path, default="continuations", help="(default: %(default)s)")
-    add("--num_segments", type=number(int, at_least=1, at_most=1000), default=1, help="how many (default: %(default)s)")
-    add("--quantize", action="store_true", help="snap the prediction to the codec's 6 kbps codebooks")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="(default: %(default)s)")
-    add("--encodec_weights", type=file_path, default="pretrained", help="pretrained, untrained, or a file or folder")
-    args = parser.parse_args()
-
-    output_dir, device = Path(args.output_dir), pick_device(args.device)
+    settings = parse_settings(Settings, __doc__)
+    output_dir, device = Path(settings.output_dir), pick_device(settings.device)
     check_output_folder("--output_dir", output_dir)
-    names = output_names(args.inputs, output_dir)
-    checkpoint = load_checkpoint(args.checkpoint)
+    names = output_names(settings.inputs, output_dir)
+    checkpoint = load_checkpoint(settings.checkpoint)
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
-    sample_rate, duration = checkpoint["sample_rate"], checkpoint["num_samples"] // checkpoint["sample_rate"]
-    contexts = []
-    for path in args.inputs:  # every input is looked at before the first is worked on
+    ends = []
+    for path, name in zip(settings.inputs, names, strict=True):
         try:
-            contexts.append(read_last_segment(path, duration, sample_rate))
+            ends.append((path, name, *read_end(path, checkpoint["num_samples"], checkpoint["sample_rate"])))
         except AudioError as error:
-            raise UserError(f"{printable(path)}: {error}") from error
-    codec = load_frozen_encodec(args.encodec_weights, device)
-    check_codec(checkpoint, codec, args.checkpoint)
+            print(f"skipped {printable(path)}: {error}", file=sys.stderr, flush=True)
+    if not ends:
+        return 1
+    weights = settings.encodec_weights or checkpoint.get("encodec_weights", "pretrained")
+    codec = load_frozen_encodec(weights, device)
+    check_codec(checkpoint, codec, settings.checkpoint)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(output_dir, min_age_s=3600)
-
-    for path, name, waveform in zip(args.inputs, names, contexts, strict=True):
-        context = codec.encode(torch.from_numpy(waveform).view(1, 1, -1))
-        continuation = continue_embeddings(model, context, args.num_segments)
-        if args.quantize:
+    remove_partial_files(output_dir)
+    for path, name, segment, before in ends:
+        context = encode_end(codec, segment, before)
+        continuation = continue_embeddings(model, context, settings.num_segments)
+        if settings.quantize:
             continuation = codec.quantize(continuation)
         if not continuation.isfinite().all():
-            raise UserError(f"{args.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
+            raise UserError(f"{settings.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
         joined, seam = decode_joined(codec, context, continuation)
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
-        waveforms = (to_pcm16(waveform)[0], pcm16[seam:], pcm16)
+        waveforms = (to_pcm16(segment)[0], pcm16[seam:], pcm16)
         for part, samples in zip(PARTS, waveforms, strict=True):
-            write_wav(f"{name}_{part}.wav", samples, sample_rate, OURS)
+            write_wav(f"{name}_{part}.wav", samples, checkpoint["sample_rate"], OURS)
         note = f", {clipped} samples clipped" if clipped else ""
         print(f"{printable(path)} -> {printable(name)}_{{context,continuation,joined}}.wav{note}", flush=True)
-    return 0
+    return 1 if len(ends) < len(settings.inputs) else 0
 
 
 if __name__ == "__main__":

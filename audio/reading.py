@@ -1,96 +1,117 @@
-"""How much of an audio file is there, and whole, where libsndfile does not say. Used by audio_segments.py.
+"""Any audio file -> blocks of mono samples: libsndfile reads PCM and FLAC, FFmpeg (PyAV) everything else.
 
-Nothing to run. Files are cut off by full disks and broken downloads, and decoders step over damage without a word.
+    with open_audio("song.mp3") as audio:
+        for block in audio: ...     float32 [samples] at audio.sample_rate Hz, the mean of all channels
+    audio.problem                   what is not whole, in a few words; "" if nothing
+
+A file is read forwards only: seeking is inexact in some formats, and fails in some files. It is used up to the
+first damage; streams that follow one another (chained Ogg, joined MP3s) are music and used whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
 
+import numpy as np
 import soundfile
 
-from audio.mp3_frames import UnguessedFile, walk_frames
+from audio.base import AudioError, AudioReader, second_file
+from audio.ffmpeg import FfmpegReader
 
-# In libsndfile's log: a length in the header, and what is there. A program that writes to a pipe cannot know the
-# length and writes the largest one.
+__all__ = ["AudioError", "AudioReader", "open_audio"]
+
+# What libsndfile is asked to read; only FFmpeg reads MP3 in a WAV (format tag 0x55).
+PCM_HEAD = re.compile(rb"RIF[FX]|RF64|riff|FORM|caff|\.snd|Creative Voice|fLaC")
+MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a pipe
+READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says
+# In libsndfile's log: a length in the header, and what is there. Programs that write to a pipe put the largest.
 LENGTHS = re.compile(r": (\d+) \(should be (\d+)\)")
-UNKNOWN_BYTES, UNKNOWN_FRAMES = 0x7FFF0000, 1 << 62
-SLACK_BYTES, SLACK_S = 4096, 0.1  # off by less is a habit of some writers
+UNKNOWN_BYTES, SLACK_BYTES = 0x7FFF0000, 4096
 
 
-class AudioError(Exception):
-    """Why one audio file cannot be used, in a few words."""
+def open_audio(path: str | os.PathLike) -> AudioReader:
+    """Open an audio file. Raises AudioError, with the reason, if it cannot be read."""
+    file = None
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioError("a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder without read permission")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
+            raise AudioError("not a regular file")
+        file = open(path, "rb")  # noqa: SIM115
+        head = file.read(4096)
+        if not head:
+            raise AudioError("empty file")
+        reader: AudioReader | None = None
+        if PCM_HEAD.match(head) and not MP3_IN_WAV.search(head):
+            with contextlib.suppress(soundfile.SoundFileError, TypeError, ValueError):
+                reader = SndfileReader(file)
+        reader = reader or FfmpegReader(path, file)
+        if not 1000 <= reader.sample_rate <= 1_000_000:
+            raise AudioError(f"sample rate of {reader.sample_rate} Hz is not supported; convert it first")
+        return reader
+    except BaseException as error:
+        if file is not None:
+            file.close()
+        if isinstance(error, OSError):
+            raise AudioError(error.strerror or str(error)) from error
+        raise
 
 
-class SilentDamageError(AudioError):
-    """The decoder stepped over damage without a word: nobody knows from where on its samples are wrong."""
+class SndfileReader(AudioReader):
+    """PCM-like formats and FLAC. Raises ValueError for a length that libsndfile does not know."""
 
+    class _Forwards(soundfile.SoundFile):
+        def seekable(self) -> bool:  # soundfile would seek after each read
+            return False
 
-class AudioFile(soundfile.SoundFile):
-    """An audio file that is read from front to back, straight on.
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        file.seek(0)
+        self._audio = self._Forwards(file.fileno(), closefd=False)
+        self._frames, self.sample_rate = self._audio.frames, self._audio.samplerate
+        if not 0 < self._frames < UNKNOWN_FRAMES:
+            self._audio.close()
+            raise ValueError("unknown length")
+        self.duration_s = self._frames / self.sample_rate
 
-    soundfile seeks after each read to where the next one should begin. A decoder that has stepped over damage
-    (Ogg Vorbis) or filled it in (Opus) is so brought back into step, and nobody notices. Read straight on, it
-    comes to fewer samples than it should.
-    """
+    def close(self) -> None:
+        self._audio.close()
+        self._file.close()
 
-    good_frames = 0  # how many frames should come
-    problem = ""  # what is wrong behind them
+    def __iter__(self) -> Iterator[np.ndarray]:
+        done = 0
+        try:
+            while done < self._frames:
+                wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
+                block = self._audio.read(wanted, "float32", always_2d=True)
+                if len(block) == 0:
+                    break
+                done += len(block)
+                self.seconds = done / self.sample_rate
+                yield self._mono(block)
+        except soundfile.SoundFileError as error:
+            reason = (getattr(error, "error_string", None) or str(error)).strip().rstrip(".")
+            self.problem = f"damaged at {self.seconds:.2f} s ({reason}); nothing after that is used"
+            return
+        self.problem = self._problem(done)
 
-    def seekable(self) -> bool:
-        return False
-
-
-def open_whole(path: str | os.PathLike) -> AudioFile:
-    """Open an audio file and find out how many good frames it has; raises what soundfile and the system raise."""
-    audio = AudioFile(os.fsencode(path))
-    audio.good_frames = audio.frames
-    if audio.format == "MP3":
-        return _open_mp3(path, audio)
-    if audio.format == "OGG":
-        audio.problem = _ogg_problem(path, audio)
-    elif audio.frames > UNKNOWN_FRAMES:  # a FLAC that was written to a pipe
-        frames = 0
-        while len(block := audio.read(1 << 16)):
-            frames += len(block)
-        audio.close()
-        audio = AudioFile(os.fsencode(path))
-        audio.good_frames = frames
-    elif any(
-        int(promised) < UNKNOWN_BYTES and int(promised) - int(there) > SLACK_BYTES
-        for promised, there in LENGTHS.findall(audio.extra_info)
-    ):
-        audio.problem = "cut off: its header promises more than there is"
-    return audio
-
-
-def _open_mp3(path: str | os.PathLike, audio: AudioFile) -> AudioFile:
-    """The same MP3 with all of its frames and no more, also where libsndfile had to guess how many there are."""
-    found = walk_frames(path)
-    if found.promised is None:
-        audio.close()
-        audio = AudioFile(UnguessedFile(path))
-        audio.good_frames = found.samples
-    elif found.problem:  # the header frame tells how much is trimmed at both ends, and mpg123 does it
-        audio.good_frames = max(0, found.samples - (found.promised - audio.frames))
-    audio.problem = found.problem
-    return audio
-
-
-def _ogg_problem(path: str | os.PathLike, audio: AudioFile) -> str:
-    """What the last page of an Ogg file says about all of it (RFC 3533): it is marked, and knows the length."""
-    with open(path, "rb") as file:
-        first = file.read(18)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 17)))  # a page has at most 65,307 bytes
-        tail = file.read()
-    last = tail[tail.rfind(b"OggS") :]
-    if len(last) < 18 or not last[5] & 4:
-        return "cut off: its last page is missing"
-    if last[14:18] != first[14:18]:
-        return "its second stream is left out"
-    rate = 48000 if audio.subtype == "OPUS" else audio.samplerate
-    length, there = int.from_bytes(last[6:14], "little") / rate, audio.frames / audio.samplerate
-    if length - there > SLACK_S:
-        return f"{length - there:.2f} s are missing at its start or end"
-    return ""
+    def _problem(self, done: int) -> str:
+        seconds = f"{self.seconds:.2f} s"
+        if done < self._frames:
+            return f"cut off at {seconds} of {self.duration_s:.2f} s"
+        if any(
+            int(promised) < UNKNOWN_BYTES and int(promised) - int(there) > SLACK_BYTES
+            for promised, there in LENGTHS.findall(self._audio.extra_info)
+        ):
+            return f"cut off at {seconds}, though its header promises more"
+        position = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
+        if self._audio.format == "WAV" and os.fstat(self._file.fileno()).st_size >= 1 << 32:
+            return f"larger than a WAV header can say; only the first {seconds} are used"
+        return second_file(self._file, position)

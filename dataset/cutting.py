@@ -1,11 +1,10 @@
-"""Each track of a dataset cut and written once, by several processes, so that a run that was cut goes on.
+"""Tracks cut and written by several processes, each once, so that a run that was killed resumes.
 
-Nothing to run. A staged track is a folder in .staging/, named by a hash of the file's version and the settings.
+A staged track is a folder in .staging/, named by a hash of the file's version and the settings.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -17,20 +16,36 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from audio.segments import AudioError, SilentDamageError, level_dbfs, open_audio, stream_segments, to_pcm16, write_wav
+from audio.reading import AudioError, open_audio
+from audio.segments import MAX_SAMPLE, SAMPLE_RATE, level_dbfs, stream_segments, to_pcm16, write_wav
 from common.errors import UserError
-from common.files import atomic_write
-from dataset.pairs import Segment, Track, digest_of
+from dataset.pairs import digest_of
+from dataset.recordings import Fingerprint
+from dataset.selection import Segment, Track
 
 STAGING_NAME = ".staging"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
+LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where tracks are read and staged, and how they are cut."""
+
+    input_dir: str
+    staging: str
+    segment_duration: int  # s
+    min_level_db: float  # dBFS
 
 
 def staged_tracks(output_dir: Path) -> list[Path]:
@@ -45,63 +60,95 @@ def remove_staged(output_dir: Path) -> None:
         (output_dir / STAGING_NAME).rmdir()
 
 
-def staging_key(path: Path, source: str, args: argparse.Namespace) -> str:
-    """What names a track's staged folder: the file as it is now, or is not, and the settings."""
+def header_seconds(cut: Cut, source: str) -> float:
+    """The length of a track by its header; 0 if it has none or cannot be read."""
     try:
-        about = path.stat()
+        with open_audio(Path(cut.input_dir, source)) as audio:
+            return audio.duration_s
+    except AudioError:
+        return 0.0
+
+
+def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:
+    """Read a track and write the segments of its first usable pairs, as many as asked for.
+
+    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears by one rename once
+    all of it is there; one that is there already is taken as it is.
+    """
+    source, pairs = source_and_pairs
+    path, key = Path(cut.input_dir, source), _staging_key(cut, source, pairs)
+    final = Path(cut.staging, key)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((final / "track.json").read_text())
+        return Track(source, [Segment(**segment) for segment in record.pop("segments")], staged=str(final), **record)
+
+    torch.set_num_threads(1)  # one process a core
+    partial = Path(cut.staging, f"{key}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    segments, staged_pairs, is_whole, problem = _cut(cut, path, pairs, partial)
+    if _staging_key(cut, source, pairs) != key:
+        segments, staged_pairs, is_whole, problem = (
+            [],
+            0,
+            True,
+            "changed while it was read; run again when it is complete",
+        )
+    record = {"segments": [asdict(s) for s in segments], "staged_pairs": staged_pairs, "is_whole": is_whole}
+    (partial / "track.json").write_text(json.dumps(record | {"problem": problem}))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    return Track(source, segments, staged_pairs, is_whole, problem, str(final))
+
+
+def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
+    """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and prints.npy, into `folder`.
+
+    Returns the segments that were read, the number of pairs written, whether that is the whole track, and the problem.
+    """
+    segments: list[Segment] = []
+    fingerprint, previous, written, is_whole = Fingerprint(), None, 0, True
+    seconds = 0.0
+    try:
+        with open_audio(path) as audio:
+            for index, samples in enumerate(stream_segments(audio, cut.segment_duration, SAMPLE_RATE)):
+                if written >= pairs and index * cut.segment_duration >= LISTEN_S:
+                    is_whole = False
+                    break
+                segment, pcm16 = _examine(samples, cut.min_level_db)
+                segments.append(segment)
+                fingerprint.add(samples if segment.digest else np.zeros_like(samples))
+                if previous is not None and segment.usable and written < pairs:
+                    if not (folder / f"{index - 1:05d}.wav").exists():
+                        write_wav(folder / f"{index - 1:05d}.wav", previous, SAMPLE_RATE)
+                    write_wav(folder / f"{index:05d}.wav", pcm16, SAMPLE_RATE)
+                    written += 1
+                previous = pcm16 if segment.usable else None
+            problem, seconds = audio.problem, audio.seconds
+    except AudioError as error:
+        return [], 0, True, str(error)
+    np.save(folder / "prints.npy", fingerprint.prints())
+    problems = [problem] if problem else []
+    if broken := sum(not segment.digest for segment in segments):
+        problems.append(f"segments with NaN or samples beyond {MAX_SAMPLE:.0f} times full scale, left out: {broken}")
+    if len(segments) < 2:
+        problems.append(f"{seconds:.1f} s long; a pair needs {2 * cut.segment_duration} s")
+    elif written == 0:
+        cancel, quiet = "its channels cancel: their mean is silence", "no two neighbouring segments are loud enough"
+        problems.append(cancel if audio.channels_cancel else quiet)
+    problem = "; ".join(problems)
+    return segments, written, is_whole, problem
+
+
+def _staging_key(cut: Cut, source: str, pairs: int) -> str:
+    """What names a track's staged folder: the version of the file, and the settings."""
+    try:
+        about = Path(cut.input_dir, source).stat()
         version = (about.st_size, about.st_ctime_ns)  # of the content, the name and the permissions
     except OSError as error:
         version = (error.errno,)
-    identity = [source, *version, args.segment_duration, args.sample_rate, args.min_level_db, args.max_pairs]
+    identity = [source, *version, pairs, cut.segment_duration, cut.min_level_db]
     return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-
-
-def stage_track(source: str, input_dir: str, staging: str, args: argparse.Namespace) -> Track:
-    """Decode one track and write those of its segments that belong to a usable pair.
-
-    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears
-    by one rename once the track is complete; found there already, it is taken as it is.
-    """
-    path = Path(input_dir, source)
-    key = staging_key(path, source, args)
-    final = Path(staging, key)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((final / "track.json").read_text())
-        return Track(source, [Segment(**s) for s in record["segments"]], record["problem"], str(final))
-
-    torch.set_num_threads(1)  # one process a core
-    partial = Path(staging, f"{key}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    segments: list[Segment] = []
-    problem, previous, pairs = "", None, 0
-    try:
-        with open_audio(path, args.sample_rate) as audio:
-            for index, samples in enumerate(stream_segments(audio, args.segment_duration, args.sample_rate)):
-                segment, pcm16 = _examine(samples, args.min_level_db)
-                segments.append(segment)
-                if previous is not None and segment.usable:
-                    if not (partial / f"{index - 1:05d}.wav").exists():
-                        write_wav(partial / f"{index - 1:05d}.wav", previous, args.sample_rate)
-                    write_wav(partial / f"{index:05d}.wav", pcm16, args.sample_rate)
-                    pairs += 1
-                    if pairs >= args.max_pairs + 2:  # more than this track can be asked for (split_pairs drops 2)
-                        break
-                previous = pcm16 if segment.usable else None
-            problem = audio.problem
-        if staging_key(path, source, args) != key:
-            raise SilentDamageError("changed or vanished while it was read; run again when it is complete")
-    except SilentDamageError as error:
-        segments, problem = [], str(error)
-    except AudioError as error:
-        problem = str(error)
-    if len(segments) < 2 and not problem:
-        problem = f"shorter than two segments ({2 * args.segment_duration} s)"
-    with atomic_write(partial / "track.json") as beside:
-        beside.write_text(json.dumps({"segments": [asdict(s) for s in segments], "problem": problem}))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    return Track(source, segments, problem, str(final))
 
 
 def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndarray]:
@@ -111,21 +158,37 @@ def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndar
     return Segment(digest_of(pcm16), level_dbfs(samples) >= min_level_db, clipped), pcm16
 
 
-def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argparse.Namespace) -> Iterator[Track]:
-    """Yield the staged tracks in the order of `sources`, `num_workers` of them under way at a time."""
-    workers = min(args.num_workers, len(sources))
-    if workers == 1:
-        yield from (stage_track(source, str(input_dir), str(staging), args) for source in sources)
-        return
-    # Spawned, as torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=exit_with_parent) as pool:
+class Workers:
+    """A pool of processes that calls functions on many tracks; with one worker, this process does it.
+
+    Spawned, as torch's threads do not survive a fork.
+    """
+
+    def __init__(self, num_workers: int):
+        self._num_workers = num_workers
+        self._pool = None
+        if num_workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=exit_with_parent)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """The results in order, two items a worker under way at a time."""
+        if self._pool is None:
+            yield from map(function, items)
+            return
         try:
-            queue, remaining = [], iter(sources)
+            queue, remaining = [], iter(items)
             while True:
                 with _interrupt_held():
-                    for source in itertools.islice(remaining, 2 * workers - len(queue)):
-                        queue.append(pool.submit(stage_track, source, str(input_dir), str(staging), args))
+                    for item in itertools.islice(remaining, 2 * self._num_workers - len(queue)):
+                        queue.append(self._pool.submit(function, item))
                 if not queue:
                     return
                 yield queue.pop(0).result()
@@ -133,15 +196,13 @@ def stage_tracks(sources: list[str], input_dir: Path, staging: Path, args: argpa
             for worker in multiprocessing.active_children():  # half a track is made again
                 worker.terminate()
             raise
-        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, in its start
+        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, at its start
             raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _interrupt_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting. A process started meanwhile never hears it: it is for the parent, which ends the others."""
+    """Keep Ctrl-C waiting: processes started meanwhile inherit that, and only their parent acts on it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

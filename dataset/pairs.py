@@ -1,4 +1,4 @@
-"""What a pair is, which split it belongs to, its WAV files, and the metadata.txt that records it.
+"""The pairs of a dataset on disk: their WAV files, and the metadata.txt that records them.
 
 metadata.txt is for people and for programs: `key: value` lines, then one tab-separated row for each skipped
 file, each pair, and each WAV with the digest of its samples.
@@ -25,85 +25,6 @@ PAIR_HEADER = "pair\tsplit\tsource\tstart_s"
 SKIPPED_HEADER = "skipped\treason"
 DIGEST_HEADER = "segment\tdigest"
 PAIR_ROW = re.compile(r"pair_[0-9]{4,9}\t(train|val)\t[^\t]+\t[0-9]{1,9}")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What is known of one segment of a track."""
-
-    digest: str  # of the 16-bit samples
-    usable: bool  # loud enough and finite
-    clipped: int  # samples
-
-
-@dataclass(frozen=True)
-class Track:
-    """One audio file, cut: its segments in order, and where those worth keeping are staged."""
-
-    source: str  # path below the input folder
-    segments: list[Segment]
-    problem: str = ""  # why it gave nothing, or gave less than its header promised
-    staged: str = ""  # folder with NNNNN.wav for each segment in a usable pair
-
-    def wav(self, index: int) -> Path:
-        return Path(self.staged) / f"{index:05d}.wav"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Segments `index` and `index + 1` of one track."""
-
-    track: Track
-    index: int
-
-
-def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
-    """The pairs of a track whose two segments are usable and stand in no earlier track.
-
-    `owners` maps the digests seen so far to their tracks and is brought up to date. A song that is
-    there twice, whole or cut short, is used once: it cannot be in both splits.
-    """
-    good = [s.usable and owners.setdefault(s.digest, track.source) == track.source for s in track.segments]
-    return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
-
-
-def reason_skipped(track: Track, owners: dict[str, str]) -> str:
-    """Why a track gave no pair, in a few words."""
-    for segment in track.segments:
-        if segment.usable and owners[segment.digest] != track.source:
-            return f"same audio as {owners[segment.digest]}"
-    return track.problem or "no two neighbouring segments are loud enough and finite"
-
-
-def split_pairs(pairs_by_track: list[list[Pair]], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:
-    """Split into (train, val) so that no track is in both; never more than the limits.
-
-    Validation is to hold `val_pairs`, or the share val_pairs / max_pairs of fewer pairs. It takes whole
-    tracks in their order, passing over those that would overshoot while another fits; training has the
-    rest. A single track is split in time, without the pairs that straddle the cut.
-    """
-    tracks = [pairs for pairs in pairs_by_track if pairs]
-    total = sum(map(len, tracks))
-    wanted = min(val_pairs, max(1, round(total * val_pairs / max_pairs))) if val_pairs else 0
-    train_limit = max_pairs - val_pairs
-    if len(tracks) == 1:
-        pairs = tracks[0]
-        if wanted == 0 or len(pairs) < 2:
-            return pairs[:train_limit], []
-        val = pairs[len(pairs) - wanted :]
-        train = [pair for pair in pairs if pair.index + 1 < val[0].index][:train_limit]
-        return (train, val) if train else (pairs[:train_limit], [])
-    rest, val = list(tracks), []
-    while len(val) < wanted and len(rest) > 1:
-        fitting = (pairs for pairs in rest if len(val) + len(pairs) <= wanted)
-        chosen = next(fitting, None) or min(rest, key=len)
-        rest = [pairs for pairs in rest if pairs is not chosen]
-        val += chosen
-    train = [pair for pairs in rest for pair in pairs]
-    return train[:train_limit], val[:val_pairs]
-
-
-# ------------------------------------------------------------------ metadata.txt
 
 
 @dataclass(frozen=True)

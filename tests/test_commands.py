@@ -17,7 +17,7 @@ COMMANDS += ["generate_continuation.py", "evaluate_continuation.py"]
 # Every flag with its default, "" for none; the defaults are the original experiment's.
 FLAGS = {
     "create_dataset_pairs_wav.py": """
-        input_dir=music output_dir=dataset_pairs_wav segment_duration=16 sample_rate=24000 max_pairs=2000 val_pairs=
+        input_dir=music output_dir=dataset_pairs_wav segment_duration=16 max_pairs=2000 val_pairs=
         min_level_db=-60.0 seed=42 num_workers= overwrite=""",
     "dataset_wav_pairs.py": "dataset_dir=dataset_pairs_wav cache_dir= encodec_weights=pretrained device=auto",
     "train_simple_ddp.py": """

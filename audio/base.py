@@ -1,0 +1,54 @@
+"""What the readers of audio files have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+SECOND_FILE = re.compile(rb"RIFF....WAVE|fLaC\0\0\0\x22", re.DOTALL)
+
+
+class AudioError(Exception):
+    """Why one audio file cannot be used, in a few words."""
+
+
+class AudioReader:
+    """An opened audio file: iterate once over its mono blocks, float32 [samples]."""
+
+    sample_rate = 0  # Hz
+    duration_s = 0.0  # by the header, or FFmpeg's estimate; 0 if unknown
+    seconds = 0.0  # read so far
+    problem = ""  # known after the last block
+    channels_cancel = False  # a loud block whose mean over the channels is silence was met
+
+    def __enter__(self) -> AudioReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def _mono(self, block: np.ndarray) -> np.ndarray:
+        """[samples, channels] -> [samples]; channel by channel, so that each sum has one order in any block."""
+        mono = block[:, 0].copy()
+        for channel in range(1, block.shape[1]):
+            mono += block[:, channel]
+        mono /= block.shape[1]
+        if block.shape[1] > 1 and not self.channels_cancel:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.channels_cancel = mono @ mono < 1e-6 * len(mono) and block[:, 0] @ block[:, 0] > 1e-4 * len(mono)
+        return mono
+
+
+def second_file(file: BinaryIO, end: int) -> str:
+    """What to say if another WAV or FLAC stands behind the first, which ends at about this byte."""
+    file.seek(max(64, end - (1 << 16)))  # libFLAC reads ahead
+    return "a second file behind its end is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""

@@ -1,0 +1,193 @@
+"""Audio files by FFmpeg (PyAV): decoded strictly and forwards only, up to the first damage.
+
+Damage shows as an error from the decoder, as a time stamp later than the end of the frame before (a hole), or as less
+sound than the container states. A time stamp that goes back begins another stream, which is music.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+from audio.base import AudioError, AudioReader, second_file
+
+STRICT = {"err_detect": "crccheck+bitstream+explode"}  # FFmpeg's decoders: report damage, do not conceal it
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between and behind the frames of an MP3
+GATHERED = 1 << 16  # samples: frames of 1,000, each handled in Python, would halve the speed
+# The containers whose header states the length. FFmpeg estimates that of the others by their size.
+STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
+MP3_STATES_LENGTH = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](?!\0{4})|VBRI")
+LENGTH_SLACK_S = 0.25
+HELD_BACK_S = 5
+# A time stamp may be this far from the end of the frame before: Opus skips 6.5 ms at a start, Vorbis (and what is
+# made from it) alternates by a quarter of its window, 10 ms, and the header frame of a joined MP3 takes 26 ms.
+STAMP_SLACK_S = 0.04
+
+av.logging.set_level(av.logging.PANIC)  # nothing on the terminal, and errors carry FFmpeg's words
+
+
+class FfmpegReader(AudioReader):
+    """Everything else, by FFmpeg. Raises AudioError if it finds no sound."""
+
+    _promised_s = 0.0  # the length that the header states
+    _decoded_s = 0.0
+
+    def __init__(self, path: str | os.PathLike, file: BinaryIO):
+        self._file = file
+        try:
+            # An absolute path is never taken for a URL, and no list in a file makes FFmpeg open one.
+            self._container = av.open(
+                os.path.abspath(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
+            )
+        except (av.FFmpegError, ValueError) as error:
+            file.seek(4)
+            if "moov atom not found" in str(error) and file.read(4) in (b"ftyp", b"mdat", b"wide", b"free"):
+                raise AudioError("cut off: its index, which stands at the end, is missing") from error
+            raise AudioError(_reason(error)) from error
+        try:
+            self._open_stream()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def close(self) -> None:
+        self._container.close()
+        self._file.close()
+
+    def _open_stream(self) -> None:
+        streams = self._container.streams.audio
+        if not streams:
+            raise AudioError("holds no sound")
+        self._stream = next((stream for stream in streams if stream.codec_context is not None), None)
+        if self._stream is None:
+            raise AudioError("its sound is protected, or in a format that FFmpeg does not know")
+        codec = self._stream.codec_context
+        codec.options, codec.thread_count = STRICT, 1
+        lengths = [float(self._stream.duration * self._stream.time_base)] if self._stream.duration else []
+        if self._container.duration and (lengths or len(self._container.streams) == 1):
+            lengths.append(self._container.duration / av.time_base)
+        self.duration_s = min(lengths, default=(self._container.duration or 0) / av.time_base)
+        if lengths and STATES_LENGTH.search(self._container.format.name):
+            self._promised_s = self.duration_s
+        frames = self._decode()
+        if (self._container.format.name, codec.name) == ("ogg", "flac"):
+            frames = self._hold_back(frames)
+        first = next(frames, None)
+        if first is None:
+            raise AudioError(f"not readable as audio: {self.problem or 'no sound can be decoded'}")
+        self.sample_rate = first.sample_rate  # that of the container may be half of it (HE-AAC)
+        self._frames = itertools.chain([first], frames)
+
+    def _decode(self) -> Iterator[av.AudioFrame]:
+        """Decode up to the first damage, which `problem` then names."""
+        end = packet_end = None  # s: of the last frame by its time stamp; bytes: of the last packet in the file
+        in_tag = False
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet_end is None and self._container.format.name == "mp3":
+                    self._file.seek(max(0, (packet.pos or 0) - 3000))
+                    if MP3_STATES_LENGTH.search(self._file.read(min(3000, packet.pos or 0))):
+                        self._promised_s = self.duration_s
+                packet_end = packet.pos + packet.size if packet.pos else packet_end
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    # A capture may begin in the middle of a frame; tags are no damage, whatever is in them.
+                    in_tag = in_tag or bytes(packet).startswith(TAGS)
+                    if self._decoded_s and not in_tag and not self._is_whole():
+                        raise
+                    end = None  # what was not decoded counts in the time stamps
+                    continue
+                in_tag = False
+                for frame in frames:
+                    start, length_s = frame.time, frame.samples / frame.sample_rate
+                    if start is not None and end is not None and start - end > STAMP_SLACK_S:
+                        self.problem = f"{start - end:.2f} s are missing at {self._at()}; nothing after that is used"
+                        return
+                    if start is not None and end is not None and end - start > STAMP_SLACK_S:
+                        self.problem = f"a second stream begins at {self._at()}, used as well"
+                    self._decoded_s += length_s
+                    start = end if start is None else start
+                    end = None if start is None else start + length_s
+                    yield frame
+        except av.FFmpegError as error:
+            if isinstance(error, av.error.PatchWelcomeError):
+                self.problem = f"what follows {self._at()} is of another kind and not used"
+            elif not self._is_whole():
+                reason = "damaged" if isinstance(error, av.error.InvalidDataError) else error.strerror
+                self.problem = f"{reason} at {self._at()}; nothing after that is used"
+            return
+        if self._promised_s - self._decoded_s > LENGTH_SLACK_S:
+            self.problem = f"cut off at {self._at()} of {self._promised_s:.2f} s"
+        elif not self.problem and self._container.format.name == "ogg" and len(self._container.streams) == 1:
+            self.problem = self._ogg_problem(end or 0)
+        elif not self.problem and packet_end is not None:
+            self.problem = second_file(self._file, packet_end)
+
+    def _hold_back(self, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+        """In Ogg FLAC a hole shows in the time stamps a page (65,307 bytes) late: what was held back is dropped."""
+        held: deque[av.AudioFrame] = deque()
+        for frame in frames:
+            held.append(frame)
+            if sum(frame.samples for frame in held) > HELD_BACK_S * frame.sample_rate:
+                yield held.popleft()
+        if not self.problem:
+            yield from held
+
+    def _at(self) -> str:
+        return f"{self._decoded_s:.2f} s"
+
+    def _is_whole(self) -> bool:
+        """Whether all that the header states has been decoded: what follows is no music."""
+        return 0 < self._promised_s <= self._decoded_s + LENGTH_SLACK_S
+
+    def _ogg_problem(self, end: float) -> str:
+        """What the last page says (RFC 3533): that it is the last, and the time at its end."""
+        self._file.seek(max(0, os.fstat(self._file.fileno()).st_size - (1 << 17)))  # a page has at most 65,307 bytes
+        tail = self._file.read()
+        page = tail[tail.rfind(b"OggS") :]
+        stated = float(int.from_bytes(page[6:14], "little", signed=True) * self._stream.time_base)
+        if not page.startswith(b"OggS") or (page[5] & 4 and stated - end <= LENGTH_SLACK_S):
+            return ""
+        return f"cut off at {self._at()}: its last page is missing"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        fifo, resampler = av.AudioFifo(), None
+
+        def blocks(count: int) -> Iterator[np.ndarray]:
+            nonlocal resampler
+            while (frame := fifo.read(count)) is not None:
+                # Packed samples: reading planar ones of 8 channels ends the process.
+                resampler = resampler or av.AudioResampler("flt", frame.layout, self.sample_rate)
+                for packed in resampler.resample(frame):
+                    channels = len(packed.layout.channels)
+                    values = np.frombuffer(packed.planes[0], np.float32)[: packed.samples * channels]
+                    self.seconds += packed.samples / self.sample_rate
+                    yield self._mono(values.reshape(-1, channels))
+
+        for frame in self._frames:
+            frame.pts = None  # checked in _decode
+            try:
+                fifo.write(frame)
+            except ValueError:  # its rate, channels or sample format are not those of the frames before
+                yield from blocks(0)
+                if frame.sample_rate != self.sample_rate:
+                    self.problem = f"changes to {frame.sample_rate} Hz at {self._at()}, used as well"
+                fifo, resampler = av.AudioFifo(), None
+                fifo.write(frame)
+            yield from blocks(GATHERED)
+        yield from blocks(0)
+
+
+def _reason(error: Exception) -> str:
+    """Why FFmpeg cannot open a file."""
+    if isinstance(error, av.error.InvalidDataError):
+        return "not readable as audio: in no format that FFmpeg knows, or damaged at its start"
+    return f"not readable as audio: {getattr(error, 'strerror', None) or error}"

@@ -1,0 +1,138 @@
+"""From a list of audio files to the pairs of a dataset: cut, compare, and cut more where a header was wrong."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.cutting import Cut, Workers, header_seconds, stage_track
+from dataset.recordings import find_repeats
+from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
+
+
+@dataclass
+class Selection:
+    """The pairs of a dataset, and what became of every audio file."""
+
+    train: list[Pair] = field(default_factory=list)
+    val: list[Pair] = field(default_factory=list)
+    tracks: dict[str, Track] = field(default_factory=dict)  # by source: all that were read
+    skipped: dict[str, str] = field(default_factory=dict)  # source: reason
+    not_needed: list[str] = field(default_factory=list)  # sources beyond max_pairs
+
+    @property
+    def used(self) -> list[str]:
+        return list(dict.fromkeys(pair.track.source for pair in self.train + self.val))
+
+
+def select_pairs(
+    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, known: dict[str, str], num_workers: int
+) -> Selection:
+    """Choose the pairs of a dataset and stage their segments.
+
+    sources: the audio files, in the order in which new ones are taken for validation.
+    known: the splits of tracks that an earlier dataset has, which they keep.
+
+    The lengths in the headers make the plan. Where they promise wrongly, or a recording is there twice, further
+    rounds fill up from the other tracks.
+    """
+    with Workers(min(num_workers, len(sources))) as workers:
+        lengths = workers.map(functools.partial(header_seconds, cut), sources)
+        seconds = dict(zip(sources, _progress(lengths, len(sources), "reading headers"), strict=True))
+        # Of two copies the known or the longer one is used.
+        owners = sorted(sources, key=lambda source: (source not in known, -seconds[source]))
+        promised = {source: max(1, int(seconds[source] / cut.segment_duration) - 1) for source in sources}
+        found: dict[str, list[Pair]] = {}
+        selection = Selection()
+        tracks = selection.tracks
+        while True:
+            capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
+            val = choose_validation(capacities, max_pairs, val_pairs, [known.get(source) for source in sources])
+            counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
+            if sum(map(bool, capacities)) == 1:
+                counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
+            missing = {
+                source: _to_stage(tracks.get(source), found.get(source, []), count) for source, count in counts.items()
+            }
+            work = [(source, pairs) for source, pairs in missing.items() if pairs]
+            if not work:
+                break
+            staged = workers.map(functools.partial(stage_track, cut), work)
+            for track in _progress(staged, len(work), "cutting"):
+                tracks[track.source] = track
+            found, selection.skipped = _compare(owners, tracks)
+
+    ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
+    if len(ready) == 1:
+        selection.train, selection.val = split_in_time(next(iter(ready.values())), max_pairs, val_pairs)
+    else:
+        split = {source: i in val for i, source in enumerate(sources)}
+        selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
+        selection.val = [pair for source in ready if split[source] for pair in ready[source]]
+    used = set(selection.used)
+    selection.not_needed = [source for source in sources if source not in used | set(selection.skipped)]
+    return selection
+
+
+def _compare(order: list[str], tracks: dict[str, Track]) -> tuple[dict[str, list[Pair]], dict[str, str]]:
+    """The pairs of each track that no earlier one in `order` has as well, and why a track has none: by source."""
+    order = [source for source in order if source in tracks]
+    repeats = find_repeats([_prints(tracks[source]) for source in order])
+    repeats_of = {order[i]: order[first] for i, first in repeats.items()}
+    found, reasons, owners = {}, {}, {}
+    for source in order:
+        track = tracks[source]
+        if source in repeats_of:
+            found[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
+            continue
+        found[source] = usable_pairs(track, owners)
+        if not found[source]:
+            others = (owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
+            other = next(others, None)
+            reasons[source] = f"same audio as {other}" if other is not None else track.problem
+    return found, reasons
+
+
+def _prints(track: Track) -> np.ndarray:
+    path = Path(track.staged, "prints.npy")
+    return np.load(path) if path.exists() else np.zeros(0, np.uint32)
+
+
+def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:
+    """How many pairs a track has, as far as is known."""
+    if track is None:
+        return promised
+    if track.is_whole or not pairs:
+        return len(pairs)
+    return promised if len(pairs) < promised else 2 * len(pairs) + 1  # longer than its header says
+
+
+def _staged(track: Track, pairs: list[Pair]) -> list[Pair]:
+    """Those of a track's pairs whose segments are staged."""
+    usable = [pair.index for pair in usable_pairs(track, {})]
+    staged = set(usable[: track.staged_pairs])
+    return [pair for pair in pairs if pair.index in staged]
+
+
+def _to_stage(track: Track | None, pairs: list[Pair], count: int) -> int:
+    """How many pairs a track has to be staged with, so that `count` can be taken; 0 if it is ready."""
+    if track is None:
+        return count
+    missing = count - len(_staged(track, pairs))
+    is_complete = track.is_whole and track.staged_pairs == len(usable_pairs(track, {}))
+    return track.staged_pairs + missing if missing > 0 and not is_complete else 0
+
+
+def _progress(results: Iterable, total: int, what: str) -> Iterable:
+    """A bar on a terminal, else a line every hundred tracks."""
+    on_terminal = sys.stderr.isatty()
+    for done, result in enumerate(tqdm(results, what, total, unit="track", disable=not on_terminal), 1):
+        if not on_terminal and done % 100 == 0:
+            print(f"{what}: {done}/{total} tracks", flush=True)
+        yield result

@@ -1,0 +1,126 @@
+"""The same recording in two files: recognised by fingerprints, across cuts, encodings and levels.
+
+After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): 32 bits for each frame, the signs
+of the differences of energy over 33 neighbouring bands (200 to 1100 Hz) and over time. Of two copies of one recording,
+cut and encoded in different ways, up to a fifth of the bits differ; of two recordings, 40% and more. A recording that
+was sped up, another mix and another performance are not recognised.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+SAMPLE_RATE, DECIMATION = 24000, 10  # to 2400 Hz: enough for the highest band
+FRAME, HOP = 3072, 307  # samples at 2400 Hz: 1.28 s every 0.128 s, so that it matters little where a cut begins
+SILENT = 1e-2  # energy of a frame (that of a full-scale sine is 6e5) below which its signs are noise
+WINDOW = np.hanning(FRAME).astype(np.float32)
+EDGES = np.geomspace(200, 1100, 34) * DECIMATION * FRAME / SAMPLE_RATE  # of the bands, in bins
+FIRST_BIN, LAST_BIN = math.ceil(EDGES[0]), math.ceil(EDGES[-1])
+BINS = np.arange(FIRST_BIN, LAST_BIN)[:, None]
+TAPS = 8 * DECIMATION
+SINC = np.sinc((np.arange(TAPS) - (TAPS - 1) / 2) / DECIMATION) / DECIMATION
+LOW_PASS = (SINC * np.hanning(TAPS)).astype(np.float32).reshape(-1, DECIMATION)
+BANDS = ((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32)  # [bins, 33]
+
+MIN_OVERLAP = 94  # prints: 12 s
+MAX_DIFFERENT = 0.25  # share of the bits
+IGNORED_BITS = 8  # of 32, where prints are looked up: more copies are found
+MIN_HITS = 3  # equal prints at one lag that make it worth comparing
+MAX_COMMON = 64  # a print that stands in more tracks than this says little: hum, a drum machine
+LAG_ZERO = 1 << 21  # prints: 37 h
+
+
+class Fingerprint:
+    """The prints of a track whose samples come piece by piece."""
+
+    def __init__(self) -> None:
+        self._rest = np.zeros(0, np.float32)  # at 24 kHz
+        self._signal = np.zeros(0, np.float32)  # at 2.4 kHz
+        self._energies = np.zeros((0, 33), np.float32)  # of the last frame
+        self._prints: list[np.ndarray] = []
+
+    def add(self, samples: np.ndarray) -> None:
+        """The next float32 [samples] of the track."""
+        samples = np.concatenate([self._rest, samples])
+        rows = samples[: len(samples) // DECIMATION * DECIMATION].reshape(-1, DECIMATION)
+        count = max(0, len(rows) - len(LOW_PASS) + 1)
+        self._rest = samples[count * DECIMATION :]
+        # Output k is the sum over rows k + j with row j of the filter.
+        products = LOW_PASS @ rows.T
+        slow = sum(products[j, j : j + count] for j in range(len(LOW_PASS)))
+        signal = np.concatenate([self._signal, slow])
+        count = max(0, (len(signal) - FRAME) // HOP + 1)
+        self._signal = signal[count * HOP :]
+        if count == 0:
+            return
+        frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[: count * HOP : HOP] * WINDOW
+        spectra = torch.fft.rfft(torch.from_numpy(frames)).numpy()[:, FIRST_BIN:LAST_BIN]
+        energies = np.concatenate([self._energies, (spectra.real**2 + spectra.imag**2) @ BANDS])  # [frames, 33]
+        self._energies = energies[-1:]
+        bits = np.diff(np.diff(energies, axis=1), axis=0) > 0  # [frames - 1, 32]
+        prints = np.packbits(bits, axis=1).view(np.uint32)[:, 0]
+        self._prints.append(np.where(energies[1:].sum(axis=1) > SILENT, prints, 0))
+
+    def prints(self) -> np.ndarray:
+        """uint32 [about 15.6 a second]; 0 where there is silence."""
+        return np.concatenate([np.zeros(0, np.uint32), *self._prints])
+
+
+def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
+    """Which tracks are the same recording as an earlier one, by their prints: {index: index of the earliest}.
+
+    The same recording: some alignment of at least 12 s, and of half of the shorter track, in which under a quarter
+    of the bits differ. Only the alignments at which several prints are equal are looked at.
+    """
+    repeats: dict[int, int] = {}
+    for first, second, lag in _alignments(tracks):
+        if second not in repeats and any(_is_same(tracks[first], tracks[second], lag + d) for d in (0, -1)):
+            repeats[second] = first
+    for track in sorted(repeats):
+        repeats[track] = repeats.get(repeats[track], repeats[track])
+    return repeats
+
+
+def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
+    """(track, later track, lag in prints) that have at least MIN_HITS prints in common, most common first."""
+    values, places, owners = [], [], []
+    for owner, prints in enumerate(tracks):
+        sounding = np.flatnonzero(prints)
+        distinct, first = np.unique(prints[sounding] >> IGNORED_BITS, return_index=True)
+        values.append(distinct)
+        places.append(sounding[first])
+        owners.append(np.full(len(distinct), owner))
+    if not values:
+        return []
+    value, place, owner = np.concatenate(values), np.concatenate(places), np.concatenate(owners)
+    _, group, size = np.unique(value, return_inverse=True, return_counts=True)
+    keep = (size[group] > 1) & (size[group] <= MAX_COMMON)
+    order = np.lexsort((owner[keep], value[keep]))
+    value, place, owner = value[keep][order], place[keep][order], owner[keep][order]
+    keys = []
+    for distance in range(1, MAX_COMMON):
+        equal = value[distance:] == value[:-distance]
+        if not equal.any():
+            break
+        lag = place[:-distance][equal] - place[distance:][equal]
+        key = owner[:-distance][equal] << 42 | owner[distance:][equal] << 22 | lag + LAG_ZERO
+        keys += [key, key + 1]  # a cut between two frames has hits at two lags
+    key, hits = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]), return_counts=True)
+    key = key[hits >= MIN_HITS][np.argsort(-hits[hits >= MIN_HITS], kind="stable")]
+    mask = (1 << 20) - 1
+    return [(int(k >> 42), int(k >> 22 & mask), int(k & (1 << 22) - 1) - LAG_ZERO) for k in key]
+
+
+def _is_same(first: np.ndarray, second: np.ndarray, lag: int) -> bool:
+    """Whether print `lag + k` of the first track is print k of the second."""
+    a, b = first[max(0, lag) :], second[max(0, -lag) :]
+    a, b = a[: len(b)], b[: len(a)]
+    sounds = (a != 0) & (b != 0)
+    overlap, shorter = int(sounds.sum()), min(np.count_nonzero(first), np.count_nonzero(second))
+    if overlap < max(MIN_OVERLAP, shorter / 2):
+        return False
+    different = np.unpackbits((a[sounds] ^ b[sounds]).view(np.uint8)).mean()
+    return bool(different < MAX_DIFFERENT)

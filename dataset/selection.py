@@ -1,0 +1,118 @@
+"""Which pairs a dataset takes: as evenly from the tracks as the music allows, no track in both splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MIN_VAL_TRACKS = 10  # what an evaluation's verdict needs
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is known of one segment of a track."""
+
+    digest: str  # of the 16-bit samples; "" if they are not finite
+    usable: bool  # loud enough and finite
+    clipped: int  # samples
+
+
+@dataclass(frozen=True)
+class Track:
+    """One audio file as far as it was cut: its segments in order, and where those of its first pairs are staged."""
+
+    source: str  # path below the input folder
+    segments: list[Segment]
+    staged_pairs: int = 0  # of its first usable pairs, the segments are staged
+    is_whole: bool = True  # it was read to its end
+    problem: str = ""  # what is not whole, or why it gave nothing
+    staged: str = ""  # folder with NNNNN.wav for each staged segment and prints.npy
+
+    def wav(self, index: int) -> Path:
+        return Path(self.staged) / f"{index:05d}.wav"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Segments `index` and `index + 1` of one track."""
+
+    track: Track
+    index: int
+
+
+def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
+    """The pairs of a track whose two segments are usable and stand in no earlier track.
+
+    `owners` maps the digests seen so far to their tracks and is brought up to date.
+    """
+    good = [s.usable and owners.setdefault(s.digest, track.source) == track.source for s in track.segments]
+    return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
+
+
+def spread(capacities: Sequence[int], total: int) -> list[int]:
+    """`total` pairs, or all there are, over tracks that have `capacities`: as evenly as can be."""
+    left, level = min(total, sum(capacities)), 0
+    counts = [0] * len(capacities)
+    while left > 0:
+        open_tracks = [i for i, capacity in enumerate(capacities) if capacity > level]
+        step = min(min(capacities[i] for i in open_tracks) - level, left // len(open_tracks))
+        if step == 0:  # fewer than one each
+            open_tracks, step = open_tracks[:left], 1
+        for i in open_tracks:
+            counts[i] += step
+        left, level = left - step * len(open_tracks), level + step
+    return counts
+
+
+def choose_validation(
+    capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None]
+) -> set[int]:
+    """Which tracks are for validation: none, or at least one while one is left for training.
+
+    capacities: pairs of each track, in the order in which new ones are taken. known: the split that a track has in
+    an earlier dataset ("train", "val" or None), which it keeps: a model may have been trained on it.
+
+    Ten tracks where there are thirty, a third of fewer, the share val_pairs / max_pairs of many, and more if these
+    have too few pairs. A track with more than half of all pairs is for training.
+    """
+    usable = [i for i, capacity in enumerate(capacities) if capacity]
+    if val_pairs == 0 or len(usable) < 2:
+        return set()
+    part, total = val_pairs / max_pairs, sum(capacities)
+    tracks = min(val_pairs, max(1, min(MIN_VAL_TRACKS, len(usable) // 3), round(len(usable) * part)))
+    pairs = min(val_pairs, round(total * part))
+    val = {i for i in usable if known[i] == "val"}
+    new = [i for i in usable if known[i] is None]
+    if not val and not new:  # the earlier validation tracks are gone
+        new = usable
+    for i in sorted(new, key=lambda i: capacities[i] > total / 2):
+        if len(val) >= tracks and sum(_val_capacities(capacities, val_pairs, val)) >= pairs:
+            break
+        val.add(i)
+    return val if len(val) < len(usable) else val - {max(val, key=lambda i: (known[i] is None, capacities[i]))}
+
+
+def _val_capacities(capacities: Sequence[int], val_pairs: int, val: set[int]) -> list[int]:
+    """What each validation track may give: at most its share, so that none outweighs the others."""
+    share = -(-val_pairs // max(1, len(val)))
+    return [min(capacity, share) if i in val else 0 for i, capacity in enumerate(capacities)]
+
+
+def plan(capacities: Sequence[int], max_pairs: int, val_pairs: int, val: set[int]) -> list[int]:
+    """How many pairs each track gives, `val` being the tracks for validation."""
+    counts = spread([0 if i in val else capacity for i, capacity in enumerate(capacities)], max_pairs - val_pairs)
+    val_counts = spread(_val_capacities(capacities, val_pairs, val), val_pairs)
+    return [a + b for a, b in zip(counts, val_counts, strict=True)]
+
+
+def split_in_time(pairs: list[Pair], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:
+    """(train, val) of a single track: its end is for validation, without the pairs that straddle the cut."""
+    wanted = min(val_pairs, max(1, round(min(len(pairs), max_pairs) * val_pairs / max_pairs))) if val_pairs else 0
+    pairs = pairs[: max_pairs + 2]
+    if wanted and len(pairs) > 1:
+        val = pairs[len(pairs) - wanted :]
+        train = [pair for pair in pairs if pair.index + 1 < val[0].index]
+        if train:
+            return train[: max_pairs - val_pairs], val
+    return pairs[: max_pairs - val_pairs], []

@@ -1,0 +1,155 @@
+"""Every kind of audio file is read right as far as it is good, and what is not whole is named with a true reason."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from audio_zoo import CRAFTED, FFMPEG, RATE, ZOO, song, write
+
+from audio.reading import AudioError, open_audio
+from audio.segments import read_last_samples
+
+
+def read(path: Path) -> tuple[np.ndarray, int, str]:
+    with open_audio(path) as audio:
+        blocks = [np.zeros(0, np.float32), *audio]
+        assert all(block.dtype == np.float32 and block.ndim == 1 for block in blocks)
+        samples = np.concatenate(blocks)
+        assert audio.seconds == pytest.approx(len(samples) / audio.sample_rate, abs=0.05)
+        return samples, audio.sample_rate, audio.problem
+
+
+def snr_db(truth: np.ndarray, got: np.ndarray) -> tuple[float, int]:
+    """How well one gain and one delay explain `got` by `truth`, without their first and last 0.1 s; the delay."""
+    count = min(len(truth), len(got))
+    size = 1 << (2 * count).bit_length()
+    spectra = (np.fft.rfft(samples[:count], size) for samples in (truth, got))
+    match = np.fft.irfft(next(spectra).conj() * next(spectra))
+    delay = int(np.abs(match).argmax())
+    delay -= size if delay > size // 2 else 0
+    a, b = truth[max(0, -delay) :], got[max(0, delay) :]
+    count = min(len(a), len(b))
+    a, b = a[4410 : count - 4410].astype(float), b[4410 : count - 4410].astype(float)
+    scaled = a * (a @ b) / (a @ a)
+    return 10 * np.log10((scaled @ scaled) / ((b - scaled) @ (b - scaled))), delay
+
+
+@pytest.mark.parametrize("name", ZOO, ids=ascii)
+def test_it_is_read_as_far_as_it_is_good(tmp_path, name, capfd):
+    animal, path = ZOO[name], tmp_path / name
+    animal.make(path)
+    if animal.refused:
+        with pytest.raises(AudioError, match=animal.refused):
+            read(path)
+        assert capfd.readouterr() == ("", ""), "the decoder speaks to the terminal"
+        return
+    samples, rate, problem = read(path)
+    assert capfd.readouterr() == ("", ""), "the decoder speaks to the terminal"
+    assert animal.says in problem and bool(animal.says) == bool(problem), problem
+    assert animal.seconds - 0.05 <= len(samples) / rate
+    assert len(samples) / rate <= (25 if animal.seconds > 13 else 12.3)
+    # Each stretch is the song's, at its place: right speed, nothing spliced.
+    truth, seconds = song(rate=rate).mean(axis=1), min(12, len(samples) / rate)
+    delays = []
+    for start in np.arange(0, seconds - 1.99, 2):
+        here = slice(int(start * rate), int((start + 2) * rate))
+        quality, delay = snr_db(truth[here], samples[here])
+        assert quality >= animal.snr_db, f"{quality:.1f} dB from {start} s on"
+        delays.append(delay)
+    assert max(delays) - min(delays) <= 2 and abs(delays[0]) < 0.06 * rate, delays
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of peak memory")
+def test_a_crafted_header_takes_no_memory(tmp_path, name):
+    def memory_mb(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
+
+    (tmp_path / name).write_bytes(CRAFTED[name]())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = memory_mb("VmRSS")
+    try:
+        samples, _, problem = read(tmp_path / name)
+        assert len(samples) <= 60000 or problem
+    except AudioError as error:
+        assert str(error)
+    assert memory_mb("VmHWM") - before < 100
+
+
+def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
+    kinds = ["wav", "flac", "aiff", "caf", "w64", "au"]
+    for kind in kinds:
+        write(tmp_path / f"a.{kind}", (song() * 32767).astype(np.int16), format=kind.upper(), subtype="PCM_16")
+    if FFMPEG:
+        for kind, options in {"m4a": ("-c:a", "alac"), "wv": (), "tta": ()}.items():
+            command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", *options, tmp_path / f"a.{kind}"]
+            subprocess.run(command, check=True)
+            kinds.append(kind)
+    first = read(tmp_path / "a.wav")[0]
+    for kind in kinds:
+        np.testing.assert_array_equal(read(tmp_path / f"a.{kind}")[0], first)
+
+
+def test_the_end_is_found_without_seeking(tmp_path):
+    """Of a file that libsndfile cannot seek in, and of one with a large cover."""
+    for name in ("cover in front.flac", "by ffmpeg.m4a", "plain.ogg"):
+        if name in ZOO:
+            ZOO[name].make(tmp_path / name)
+            got, problem = read_last_samples(tmp_path / name, 2 * 24000, 24000)
+            truth = song(rate=24000).mean(axis=1)[-2 * 24000 :]
+            assert problem == "" and snr_db(truth, got)[0] > 28, name
+
+
+def test_a_channel_that_cancels_the_other_is_noticed(tmp_path):
+    left = song(2)[:, :1]
+    for name, audio in {"opposite": np.hstack([left, -left]), "stereo": song(2), "silent": 0 * song(2)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", audio, RATE)
+        with open_audio(tmp_path / f"{name}.wav") as opened:
+            assert sum(len(block) for block in opened) == 2 * RATE
+            assert bool(opened.channels_cancel) == (name == "opposite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ZOO if not ZOO[n].refused and (n.startswith(("by f", "lossl", "plain")))])
+def test_no_damage_crashes_it_or_is_read_as_music(tmp_path, name, rng):
+    """Bytes overwritten, removed, zeroed or cut anywhere: what is read before the damage is the song, at its place."""
+    path = tmp_path / name
+    ZOO[name].make(path)
+    whole, has_checksum = path.read_bytes(), path.suffix in (".flac", ".ogg", ".opus", ".oga", ".wv", ".tta")
+    for _ in range(12):
+        damaged, where = bytearray(whole), int(rng.integers(len(whole)))
+        length = int(rng.choice([1, 50, 2000]))
+        how = rng.choice(["removed", "overwritten", "zeroed", "cut"])
+        if how == "cut":
+            del damaged[where:]
+        else:
+            new = {"removed": b"", "overwritten": rng.bytes(length), "zeroed": bytes(length)}[how]
+            damaged[where : where + length] = new
+        path.write_bytes(damaged)
+        try:
+            samples, rate, problem = read(path)
+        except AudioError as error:
+            assert str(error)
+            continue
+        if not has_checksum or damaged == whole:
+            continue
+        # A first page may be missing; from there on every second is the song's, and at its place.
+        truth, seconds = song(rate=rate).mean(axis=1), len(samples) / rate
+        start_s = place_of(samples[rate // 10 : rate], truth) / rate - 0.1 if seconds > 1 else 0
+        damage = f"{how} {length} at {where} of {len(whole)}"
+        assert problem or start_s + seconds > 11.7, damage
+        for second in range(int(seconds)):
+            here = slice(second * rate, (second + 1) * rate)
+            there = slice(round((start_s + second) * rate), round((start_s + second + 1) * rate))
+            quality, delay = snr_db(truth[there], samples[here])
+            assert quality > 15 and abs(delay) < 20, f"{damage}: {quality:.0f} dB, {second} s"
+
+
+def place_of(part: np.ndarray, whole: np.ndarray) -> int:
+    """Where in `whole` the samples `part` stand."""
+    size = 1 << (len(whole) + len(part)).bit_length()
+    match = np.fft.irfft(np.fft.rfft(whole, size) * np.fft.rfft(part, size).conj())
+    return int(match[: len(whole)].argmax())

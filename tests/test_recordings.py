@@ -1,0 +1,101 @@
+"""The same recording is recognised across cuts and encodings; different music never is."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, SHARED_MUSIC, noise
+
+from audio.reading import open_audio
+from audio.segments import SAMPLE_RATE, stream_segments
+from dataset.recordings import Fingerprint, find_repeats
+
+
+def prints_of(samples: np.ndarray) -> np.ndarray:
+    """Of float32 [samples] at 24 kHz, that come in pieces of any length."""
+    fingerprint, at = Fingerprint(), 0
+    for piece in np.random.default_rng(0).integers(1, 200_000, 1000):
+        fingerprint.add(samples[at : at + piece].astype(np.float32))
+        at += piece
+    return fingerprint.prints()
+
+
+def prints_of_file(path) -> np.ndarray:
+    fingerprint = Fingerprint()
+    with open_audio(path) as audio:
+        for segment in stream_segments(audio, 1, SAMPLE_RATE):
+            fingerprint.add(segment)
+    return fingerprint.prints()
+
+
+@pytest.fixture
+def songs(rng):
+    return [noise(rng, 40 * SAMPLE_RATE)[:, 0] for _ in range(4)]
+
+
+def test_the_pieces_do_not_matter(songs):
+    whole = Fingerprint()
+    whole.add(songs[0])
+    np.testing.assert_array_equal(whole.prints(), prints_of(songs[0]))
+
+
+def test_a_cut_copy_is_recognised_wherever_it_begins(songs, rng):
+    tracks = [prints_of(song) for song in songs]
+    for start in rng.integers(0, 19 * SAMPLE_RATE, 12):
+        copy = 0.3 * songs[2][start:] + 0.01 * rng.standard_normal(len(songs[2]) - start)
+        assert find_repeats([*tracks, prints_of(copy)]) == {4: 2}, start
+    end_of_it = prints_of(songs[2][25 * SAMPLE_RATE :])
+    assert find_repeats([*tracks, end_of_it]) == {4: 2}
+    mostly_other = prints_of(np.concatenate([songs[2][-13 * SAMPLE_RATE :], *[noise(rng, 14 * SAMPLE_RATE)[:, 0]]]))
+    assert find_repeats([*tracks, mostly_other]) == {}, "less than half of it"
+    assert find_repeats([tracks[1], tracks[0], tracks[1], tracks[1]]) == {2: 0, 3: 0}
+
+
+def test_silence_hum_and_nothing_are_not_the_same_recording(songs):
+    hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(40 * SAMPLE_RATE) / SAMPLE_RATE)
+    silent = [np.zeros(40 * SAMPLE_RATE), np.zeros(30 * SAMPLE_RATE), np.zeros(0)]
+    half = [np.concatenate([song[: 14 * SAMPLE_RATE], silent[0]]) for song in songs[:2]]
+    assert find_repeats([prints_of(track) for track in [*silent, *half]]) == {}
+    assert find_repeats([prints_of(song + hum) for song in songs]) == {}
+    assert find_repeats([]) == {}
+
+
+def test_the_demos_tracks_share_sounds_and_are_different(tmp_path):
+    subprocess.run(
+        [sys.executable, ROOT / "demo/make_music.py", "--output_dir", tmp_path, "--num_tracks", "8", "--seconds", "35"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert find_repeats([prints_of_file(path) for path in sorted(tmp_path.iterdir())]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_MUSIC.is_dir(), reason="the shared recordings are not here")
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_real_recordings_in_other_encodings(tmp_path):
+    originals = sorted(SHARED_MUSIC.glob("*.ogg"))
+    tracks = [prints_of_file(path) for path in originals]
+    assert find_repeats(tracks) == {}
+    for number, path in enumerate(originals):
+        for end, options in {
+            "mp3": ["-b:a", "64k", "-ss", "3.1", "-af", "acompressor,highpass=f=100,volume=0.3"],
+            "m4a": ["-b:a", "96k", "-ss", "0.1"],
+            "opus": ["-b:a", "48k"],
+            "flac": ["-ss", "7.77", "-ar", "22050"],
+        }.items():
+            copy = tmp_path / f"copy.{end}"
+            subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", path, "-vn", *options, copy], check=True)
+            assert find_repeats([*tracks, prints_of_file(copy)]) == {len(tracks): number}, (path, end)
+
+
+def test_many_tracks_take_seconds(rng):
+    tracks = [rng.integers(1, 2**32, 937, dtype=np.uint64).astype(np.uint32) for _ in range(2000)]
+    tracks.append(tracks[700][100:])
+    assert find_repeats(tracks) == {2000: 700}
+
+
+def test_soundfiles_mp3_of_a_track(tmp_path, songs):
+    soundfile.write(tmp_path / "a.mp3", songs[0], SAMPLE_RATE)
+    assert find_repeats([prints_of(songs[1]), prints_of(songs[0]), prints_of_file(tmp_path / "a.mp3")]) == {2: 1}

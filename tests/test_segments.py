@@ -1,0 +1,138 @@
+"""Segments put end to end are the whole track's resample, to the last bit; none is lost but the tail."""
+
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio.functional
+from conftest import noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audio.reading import AudioError, open_audio
+from audio.segments import (
+    BETA,
+    FILTER_WIDTH,
+    ROLLOFF,
+    level_dbfs,
+    read_last_samples,
+    stream_segments,
+    to_pcm16,
+)
+
+
+def whole_resample(audio: np.ndarray, rate: int) -> np.ndarray:
+    """[samples, channels] at `rate` -> the mean of the channels at 24 kHz, in one piece."""
+    mono = torch.from_numpy(audio).mean(dim=1)
+    return torchaudio.functional.resample(
+        mono, rate, 24000, lowpass_filter_width=FILTER_WIDTH, rolloff=ROLLOFF,
+        resampling_method="sinc_interp_kaiser", beta=BETA,
+    ).numpy()  # fmt: skip
+
+
+def segments_of(path, seconds: int) -> list[np.ndarray]:
+    with open_audio(path) as audio:
+        return list(stream_segments(audio, seconds, 24000))
+
+
+@pytest.mark.parametrize(
+    "rate, channels, seconds",
+    [(8000, 1, 4), (16000, 2, 4), (22050, 2, 4), (24000, 1, 4), (44100, 2, 4), (44100, 6, 4), (48000, 2, 4),
+     (96000, 1, 4), (4000, 1, 16), (44056, 1, 4)],
+)  # fmt: skip
+def test_segments_and_the_end_are_the_whole_resample(tmp_path, rng, rate, channels, seconds):
+    audio = noise(rng, int(3.3 * seconds * rate), channels)
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    expected = whole_resample(audio, rate)
+    segments = segments_of(tmp_path / "a.wav", seconds)
+    assert len(segments) == 3 and all(s.shape == (24000 * seconds,) and s.dtype == np.float32 for s in segments)
+    last, problem = read_last_samples(tmp_path / "a.wav", 3 * 24000 + 17, 24000)
+    assert problem == ""
+    for got, whole in (
+        (np.concatenate(segments), expected[: 3 * 24000 * seconds]),
+        (last, expected[-3 * 24000 - 17 :]),
+    ):
+        if channels == 6:  # torch may add six channels in another order
+            np.testing.assert_allclose(got, whole, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(got, whole)
+
+
+def test_the_end_of_a_short_file_is_all_of_it(tmp_path, rng):
+    audio = noise(rng, 44100)
+    soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
+    np.testing.assert_array_equal(read_last_samples(tmp_path / "a.wav", 10**6, 24000)[0], whole_resample(audio, 44100))
+
+
+class Numbers:
+    """A track whose samples are their own numbers, 1 and upwards, scaled by 1/1000, in blocks of any length."""
+
+    def __init__(self, frames: int, rate: int, blocks: list[int]):
+        self.frames, self.sample_rate, self.blocks = frames, rate, blocks
+
+    def __iter__(self):
+        at = 0
+        for length in itertools.cycle(self.blocks):
+            if at >= self.frames:
+                return
+            yield np.arange(at + 1, min(at + length, self.frames) + 1, dtype=np.float32) / 1000
+            at += length
+
+
+@given(
+    st.integers(0, 5), st.integers(-3, 3), st.integers(1, 4), st.sampled_from([1000, 4000]),
+    st.lists(st.integers(1, 9000), min_size=1, max_size=4),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_no_sample_twice_and_none_lost_but_the_tail(segments, more, seconds, rate, blocks):
+    """Around every whole number of segments, at the track's own rate: there each sample can be told from the rest."""
+    frames = max(0, segments * seconds * rate + more)
+    got = list(stream_segments(Numbers(frames, rate, blocks), seconds, rate))
+    assert len(got) == frames // (seconds * rate) and all(len(segment) == seconds * rate for segment in got)
+    numbers = np.concatenate([np.zeros(0, np.float32), *got])
+    np.testing.assert_array_equal(numbers, np.arange(1, len(numbers) + 1, dtype=np.float32) / 1000)
+    resampled = list(stream_segments(Numbers(frames, rate, blocks), seconds, 500))
+    assert len(resampled) == len(got) and all(len(segment) == seconds * 500 for segment in resampled)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, -101])
+@pytest.mark.parametrize("at_s", [2.5, 3.9999])
+def test_a_segment_with_numbers_that_are_no_sound_is_nan_and_its_neighbours_are_clean(tmp_path, rng, value, at_s):
+    audio = noise(rng, 6 * 44100)
+    clean = whole_resample(audio, 44100)
+    audio[int(at_s * 44100)] = value
+    soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
+    segments = segments_of(tmp_path / "a.wav", 1)
+    broken = {2} if at_s == 2.5 else {3, 4}  # near a border it reaches into the next one
+    for index, segment in enumerate(segments):
+        if index in broken:
+            assert np.isnan(segment).all()
+        else:
+            np.testing.assert_array_equal(segment, clean[index * 24000 : (index + 1) * 24000])
+
+
+def test_16_bit_audio_at_24_khz_comes_back_unchanged(tmp_path, rng):
+    pcm16 = rng.integers(-32768, 32768, 48000).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", pcm16, 24000)
+    converted = [to_pcm16(segment) for segment in segments_of(tmp_path / "a.wav", 1)]
+    np.testing.assert_array_equal(np.concatenate([pcm for pcm, _ in converted]), pcm16)
+    assert [clipped for _, clipped in converted] == [0, 0]
+
+
+def test_clipping_is_counted_and_never_wraps():
+    pcm16, clipped = to_pcm16(np.array([0.0, 0.5, 1.0, 1.5, -1.0, -1.5], np.float32))
+    assert clipped == 3 and pcm16.tolist() == [0, 16384, 32767, 32767, -32768, -32768]
+
+
+def test_level_of_a_full_scale_sine_and_of_silence():
+    sine = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000).astype(np.float32)
+    assert level_dbfs(sine) == pytest.approx(-3.01, abs=0.01)
+    assert level_dbfs(np.zeros(10, np.float32)) == level_dbfs(np.full(10, 0.5, np.float32)) == -np.inf
+
+
+def test_a_rate_with_a_monstrous_filter_is_refused_before_it_is_made(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 44101)
+    with pytest.raises(AudioError, match="44101 Hz"):
+        segments_of(tmp_path / "a.wav", 1)

@@ -1,0 +1,133 @@
+"""Which pairs are taken, and into which split: any music, any headers, any limits."""
+
+import itertools
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset import gathering
+from dataset.cutting import Cut
+from dataset.gathering import Selection, select_pairs
+from dataset.selection import Segment, Track, choose_validation, plan, spread, usable_pairs
+
+CUT = Cut("music", "staging", segment_duration=1, min_level_db=-60)
+COUNTS = st.lists(st.integers(0, 40), max_size=40)
+
+
+@given(COUNTS, st.integers(0, 500))
+def test_a_spread_is_as_even_as_can_be(capacities, total):
+    counts = spread(capacities, total)
+    assert sum(counts) == min(total, sum(capacities))
+    for count, capacity in zip(counts, capacities, strict=True):
+        assert count == capacity or (count < capacity and count >= max(counts) - 1)
+
+
+@given(COUNTS, st.integers(2, 60), st.data())
+@settings(max_examples=300)
+def test_the_validation_tracks(capacities, max_pairs, data):
+    val_pairs = data.draw(st.integers(0, max_pairs - 1))
+    known = [data.draw(st.sampled_from([None, None, "train", "val"])) for _ in capacities]
+    val = choose_validation(capacities, max_pairs, val_pairs, known)
+    usable = [i for i, capacity in enumerate(capacities) if capacity]
+    new = [i for i in usable if known[i] is None]
+    assert bool(val) == (val_pairs > 0 and len(usable) > 1) and val < set(usable) | {-1}
+    if val and (new or any(known[i] == "val" for i in usable)):
+        assert not any(known[i] == "train" for i in val), "a model may have been trained on it"
+    if len(usable) >= 30 and val_pairs >= 10 and len(new) == len(usable):
+        assert len(val) >= 10
+    counts = plan(capacities, max_pairs, val_pairs, val)
+    share = -(-val_pairs // max(1, len(val)))
+    in_val = sum(counts[i] for i in val)
+    assert in_val == min(val_pairs, sum(min(share, capacities[i]) for i in val))
+    assert all(counts[i] <= share for i in val)
+    assert sum(counts) - in_val == min(max_pairs - val_pairs, sum(c for i, c in enumerate(capacities) if i not in val))
+
+
+class Music:
+    """Tracks of usable and unusable segments, staged in no time; their headers may lie."""
+
+    def __init__(self, tracks: list[list[bool]], promised: list[int]):
+        self.names = [f"{i}.wav" for i in range(len(tracks))]
+        self.tracks, self.promised = dict(zip(self.names, tracks, strict=True)), promised
+        self.read: list[tuple[str, int]] = []
+
+    def header_seconds(self, cut: Cut, source: str) -> float:
+        return self.promised[self.names.index(source)]
+
+    def stage_track(self, cut: Cut, work: tuple[str, int]) -> Track:
+        self.read.append(work)
+        source, pairs = work
+        good = self.tracks[source]
+        segments = [Segment(f"{source} {k}", usable, 0) for k, usable in enumerate(good)]
+        usable = usable_pairs(Track(source, segments), {})
+        end = len(segments) if len(usable) <= pairs else usable[pairs].index + 1
+        is_whole = end == len(segments)
+        return Track(source, segments[:end], min(pairs, len(usable)), is_whole, "" if usable else "quiet")
+
+    def select(self, max_pairs: int, val_pairs: int, known: dict[str, str] | None = None) -> Selection:
+        with (
+            mock.patch.object(gathering, "stage_track", self.stage_track),
+            mock.patch.object(gathering, "header_seconds", self.header_seconds),
+        ):
+            return select_pairs(self.names, CUT, max_pairs, val_pairs, known or {}, num_workers=1)
+
+
+@given(st.lists(st.lists(st.booleans() | st.just(True), max_size=30), min_size=1, max_size=12), st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_track_and_no_second_is_in_both_splits(tracks, data):
+    promised = [data.draw(st.sampled_from([len(track), 0, 40])) for track in tracks]
+    max_pairs = data.draw(st.integers(2, 60))
+    val_pairs = data.draw(st.integers(0, max_pairs - 1))
+    music = Music(tracks, promised)
+    selection = music.select(max_pairs, val_pairs)
+    train, val = selection.train, selection.val
+    assert len(train) <= max_pairs - val_pairs and len(val) <= val_pairs
+    seconds = [{(p.track.source, k) for p in part for k in (p.index, p.index + 1)} for part in (train, val)]
+    assert not seconds[0] & seconds[1], "audio in both splits"
+    for pair in train + val:
+        assert tracks[music.names.index(pair.track.source)][pair.index : pair.index + 2] == [True, True]
+    pairs = {name: sum(a and b for a, b in itertools.pairwise(t)) for name, t in music.tracks.items()}
+    usable = [name for name, count in pairs.items() if count]
+    assert bool(train) == bool(usable)
+    if len(usable) > 1:
+        assert not {p.track.source for p in train} & {p.track.source for p in val}, "a track in both splits"
+        assert bool(val) == bool(val_pairs)
+        # As even as the music allows: a track has fewer than another only if it has no more.
+        in_val = {pair.track.source for pair in val}
+        counts = {name: sum(p.track.source == name for p in train) for name in usable if name not in in_val}
+        assert all(count == pairs[name] or count >= max(counts.values()) - 1 for name, count in counts.items())
+    fates = [*selection.skipped, *selection.not_needed, *selection.used]
+    assert sorted(fates) == sorted(music.names) and not any(pairs[name] for name in selection.skipped)
+
+
+def test_true_headers_are_read_once():
+    music = Music([[True] * n for n in (30, 5, 9, 30)], [30, 5, 9, 30])
+    music.select(20, 2)
+    assert sorted(name for name, _ in music.read) == music.names
+
+
+@pytest.mark.parametrize("promised", [[2, 2, 2], [0, 0, 0], [500, 500, 500]])
+def test_wrong_headers_cost_a_second_reading_and_no_pair(promised):
+    music = Music([[True] * 30, [True] * 6, [True] * 21], promised)
+    everything = music.select(1000, 100)
+    assert len(everything.train) + len(everything.val) == 29 + 5 + 20
+    some = music.select(20, 5)
+    assert (len(some.train), len(some.val)) == (15, 5)
+
+
+def test_a_single_track_is_split_in_time():
+    selection = Music([[True] * 31], [31]).select(2000, 200)
+    assert [p.index for p in selection.train] == list(range(26)) and [p.index for p in selection.val] == [27, 28, 29]
+
+
+def test_a_track_keeps_its_split_when_music_is_added():
+    tracks = [[True] * 12] * 6
+    first = Music(tracks[:4], [12] * 4)
+    before = first.select(40, 6)
+    known = {p.track.source: "train" for p in before.train} | {p.track.source: "val" for p in before.val}
+    after = Music(tracks, [12] * 6).select(60, 12, known)
+    for part, split in ((after.train, "train"), (after.val, "val")):
+        assert all(known.get(pair.track.source, split) == split for pair in part)
+    assert len(after.used) == 6
