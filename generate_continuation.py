@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import torch
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, untrained_banner
 from audio.reading import AudioError
 from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.arguments import (
@@ -38,7 +38,7 @@ from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
 from dataset_wav_pairs import CONTEXT_FRAMES
 from model_simple_transformer import SimpleTransformer
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, load_codec
 
 PARTS = ("context", "continuation", "joined")
 OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of what this writes
@@ -80,15 +80,6 @@ def decode_joined(codec: FrozenEncodec, context: torch.Tensor, continuation: tor
     """
     joined = torch.cat([context.to(codec.device), continuation.to(codec.device)], dim=2)
     return codec.decode(joined).cpu(), context.shape[2] * HOP_LENGTH
-
-
-def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike) -> None:
-    """UserError that names both codecs if the checkpoint was not trained on this one's embeddings."""
-    if checkpoint["codec"] != codec.fingerprint:
-        raise UserError(
-            f"{path}: trained on embeddings of codec {checkpoint['codec']}, but --encodec_weights gives "
-            f"{codec.fingerprint}; use the weights it was trained with"
-        )
 
 
 def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,9 +160,7 @@ def main() -> int:
             print(f"skipped {printable(path)}: {error}", file=sys.stderr, flush=True)
     if not ends:
         return 1
-    weights = settings.encodec_weights or checkpoint.get("encodec_weights", "pretrained")
-    codec = load_frozen_encodec(weights, device)
-    check_codec(checkpoint, codec, settings.checkpoint)
+    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(output_dir)
