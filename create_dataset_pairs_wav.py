@@ -20,22 +20,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from audio.segments import SAMPLE_RATE
-from common.arguments import file_path, number, parse_settings, seed_setting, setting
-from common.machine import available_cores
-from common.errors import UserError, printable, run_script
-from common.files import check_output_folder, lock_folder
-from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
-from dataset.gathering import Selection, select_pairs
-from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
-from dataset.selection import MIN_VAL_TRACKS
-from dataset.sources import find_sources
-
-RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
-PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
-PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
+from common.arguments import answer_early, file_path, number, parse_settings, seed_setting, setting
 
 
 @dataclass
@@ -51,8 +38,30 @@ class Settings:
         -60.0, "a segment with less RMS about its mean, in dBFS, is left out", type=number(float, at_most=0)
     )
     seed: int = seed_setting("the choice of validation tracks")
-    num_workers: int = setting(available_cores(), "processes", type=number(int, at_least=1, at_most=1024))
+    num_workers: int | None = setting(
+        None, "processes (default: all cores given)", type=number(int, at_least=1, at_most=1024)
+    )
     overwrite: bool = setting(False, "replace a dataset made with other settings")
+
+
+if __name__ == "__main__":
+    answer_early(Settings, __doc__)
+
+from tqdm import tqdm
+
+from audio.segments import SAMPLE_RATE
+from common.machine import available_cores
+from common.errors import UserError, printable, run_script
+from common.files import check_output_folder, lock_folder
+from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
+from dataset.gathering import Selection, select_pairs
+from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
+from dataset.selection import MIN_VAL_TRACKS
+from dataset.sources import find_sources
+
+RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
+PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
+PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
 
 
 def main() -> int:
@@ -192,7 +201,8 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     known = {source: splits[printable(source)] for source in sources if printable(source) in splits}
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
     cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db)
-    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, known, settings.num_workers)
+    workers = settings.num_workers or available_cores()
+    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, known, workers)
     _report_files(selection, settings)
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():

@@ -18,14 +18,10 @@ import unicodedata
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import torch
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, untrained_banner
-from audio.reading import AudioError
-from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.arguments import (
+    answer_early,
     checkpoint_setting,
     device_setting,
     file_path,
@@ -33,17 +29,6 @@ from common.arguments import (
     parse_settings,
     setting,
 )
-from common.devices import pick_device
-from common.errors import UserError, printable, run_script
-from common.files import check_output_folder, remove_partial_files
-from dataset_wav_pairs import CONTEXT_FRAMES
-from model_simple_transformer import SimpleTransformer
-from training.checkpoint import load_checkpoint, load_codec
-
-PARTS = ("context", "continuation", "joined")
-OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of what this writes
-SILENCE = 1e-3  # of full scale: -60 dB
-MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 
 
 @dataclass
@@ -57,6 +42,29 @@ class Settings:
     encodec_weights: str | None = setting(
         None, "pretrained, untrained, or a file or folder (default: the checkpoint's)", type=file_path
     )
+
+
+if __name__ == "__main__":
+    answer_early(Settings, __doc__)
+
+import numpy as np
+import soundfile
+import torch
+
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, untrained_banner
+from audio.reading import AudioError
+from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
+from common.devices import pick_device
+from common.errors import UserError, printable, run_script
+from common.files import check_output_folder, remove_partial_files
+from dataset_wav_pairs import CONTEXT_FRAMES
+from model_simple_transformer import SimpleTransformer
+from training.checkpoint import load_checkpoint, load_codec
+
+PARTS = ("context", "continuation", "joined")
+OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of what this writes
+SILENCE = 1e-3  # of full scale: -60 dB
+MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 
 
 @torch.no_grad()
@@ -80,6 +88,15 @@ def decode_joined(codec: FrozenEncodec, context: torch.Tensor, continuation: tor
     """
     joined = torch.cat([context.to(codec.device), continuation.to(codec.device)], dim=2)
     return codec.decode(joined).cpu(), context.shape[2] * HOP_LENGTH
+
+
+def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike) -> None:
+    """UserError that names both codecs if the checkpoint was not trained on this one's embeddings."""
+    if checkpoint["codec"] != codec.fingerprint:
+        raise UserError(
+            f"{path}: trained on embeddings of codec {checkpoint['codec']}, but --encodec_weights gives "
+            f"{codec.fingerprint}; use the weights it was trained with"
+        )
 
 
 def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
