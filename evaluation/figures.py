@@ -1,6 +1,6 @@
-"""The pictures of evaluate_continuation.py: two charts, each for a light and a dark page, and spectrograms.
+"""The pictures of evaluate_continuation.py: three charts, each for a light and a dark page, and spectrograms.
 
-Nothing to run. Every picture appears complete or not at all.
+Every picture appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -33,8 +33,18 @@ COLOURS = {
     "training_mean": ("#57606a", "#a9b3be"),
     "input_mean": ("#0f7b5f", "#57cfa8"),
     "repeat_input": ("#b85a00", "#f0a35c"),
+    "shrunk_copy": ("#b85a00", "#f0a35c"),
+    "loop": ("#0f7b5f", "#57cfa8"),
 }
-DASHES = {"training_mean": (5, 2), "input_mean": (1, 1.5), "repeat_input": (6, 2, 1, 2)}
+DASHES = {"training_mean": (5, 2), "input_mean": (1, 1.5), "repeat_input": (6, 2, 1, 2), "shrunk_copy": (2, 2),
+          "loop": (1, 1.5)}  # fmt: skip
+LABELS = {
+    "model": "model",
+    "training_mean": "training mean",
+    "repeat_input": "repeat the input",
+    "shrunk_copy": "shrunk copy",
+    "loop": "loop",
+}
 
 SPECTROGRAM_RANGE_DB = 70
 SPECTROGRAM_MELS = 128
@@ -42,7 +52,7 @@ SPECTROGRAM_LOWEST_HZ = 50.0
 
 
 @contextmanager
-def _chart(folder: Path, name: str, theme: str, panels: int) -> Iterator[list[Axes]]:
+def _chart(folder: Path, name: str, theme: str, heights: tuple[float, ...], **subplots: object) -> Iterator[list[Axes]]:
     """Axes of a chart in the theme's colours, written as NAME_THEME.png when the block ends."""
     ink, grid = THEMES[theme]["ink"], THEMES[theme]["grid"]
     style = {
@@ -53,6 +63,7 @@ def _chart(folder: Path, name: str, theme: str, panels: int) -> Iterator[list[Ax
         "xtick.color": ink,
         "ytick.color": ink,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": grid,
         "grid.linewidth": 0.6,
         "axes.spines.top": False,
@@ -63,8 +74,9 @@ def _chart(folder: Path, name: str, theme: str, panels: int) -> Iterator[list[Ax
     }
     with matplotlib.rc_context(style):
         # Narrow, so that the letters are still readable when a phone shrinks the picture to its width.
-        figure = Figure(figsize=(5.2, 1.2 + 2.6 * panels), facecolor=THEMES[theme]["page"], layout="constrained")
-        yield list(np.ravel(figure.subplots(panels, 1, sharex=True)))
+        size = (5.2, 1.2 + sum(heights))
+        figure = Figure(figsize=size, facecolor=THEMES[theme]["page"], layout="constrained")
+        yield list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, **subplots)))
         picture = io.BytesIO()
         figure.savefig(picture, dpi=160, format="png")
         with atomic_write(folder / f"{name}_{theme}.png") as beside:
@@ -78,42 +90,65 @@ def _colour(name: str, theme: str) -> str:
 def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
     """per_second_{light,dark}.png: MSE and skill in each second of the continuation.
 
-    per_second: as in results.json, arrays [seconds] under "mse" and "skill", their interval or None. A rival far below
-    skill 0 is in the upper panel only.
+    per_second: as in results.json. A rival far below skill 0 is in the upper panel only.
     """
-    labels = {
-        "model": "model",
-        "training_mean": "training mean",
-        "input_mean": "input's average",
-        "repeat_input": "repeat the input",
-    }
     for theme in THEMES:
-        with _chart(folder, "per_second", theme, panels=2) as (top, bottom):
+        with _chart(folder, "per_second", theme, (2.6, 2.6)) as (top, bottom):
             middles = np.arange(len(per_second["model"]["mse"])) + 0.5
-            for name, label in labels.items():
-                style = {"color": _colour(name, theme), "dashes": DASHES.get(name, ()), "label": label}
+            for name in ("model", "training_mean", "repeat_input", "shrunk_copy", "loop"):
+                style = {"color": _colour(name, theme), "dashes": DASHES.get(name, ()), "label": LABELS[name]}
                 style |= {"marker": "o", "markersize": 4, "linewidth": 2.2, "zorder": 3} if name == "model" else {}
                 top.plot(middles, per_second[name]["mse"], **style)
-                if name in ("model", "input_mean") or (
-                    name == "repeat_input" and min(per_second[name]["skill"]) > -0.1
-                ):
+                if (name != "training_mean" and np.nanmin(per_second[name]["skill"]) > -0.25) or name == "model":
                     bottom.plot(middles, per_second[name]["skill"], **style)
-            if (interval := per_second["model"]["skill_interval"]) is not None:
-                bottom.fill_between(
-                    middles, *interval, color=_colour("model", theme), alpha=0.2, linewidth=0, label="95% interval"
-                )
+            low, high = per_second["model"]["skill_interval"]
+            if not np.isnan(low).any():
+                bottom.fill_between(middles, low, high, color=_colour("model", theme), alpha=0.2, linewidth=0)
             bottom.axhline(0, color=_colour("training_mean", theme), dashes=DASHES["training_mean"])
+            lines = [values for line in bottom.lines for values in line.get_ydata()]
+            bottom.set_ylim(max(-1, min(-0.1, np.nanmin(lines) - 0.1)), min(1.05, np.nanmax(lines) + 0.3))
             top.set_ylabel("MSE of embeddings")
             top.set_ylim(bottom=0)
             bottom.set_ylabel("skill")
             bottom.set_xlabel("second of the continuation")
             bottom.set_xlim(0, len(middles))
             bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            top.legend(loc="upper center", bbox_to_anchor=(0.5, 1.27), ncols=2)
-            handles, shown = bottom.get_legend_handles_labels()
-            rivals = [k for k, label in enumerate(shown) if label not in (labels["model"], labels["training_mean"])]
-            bottom.legend([handles[k] for k in rivals], [shown[k] for k in rivals], loc="upper center",
-                          bbox_to_anchor=(0.5, 1.17), ncols=3, columnspacing=1, handlelength=1.6)  # fmt: skip
+            top.legend(loc="upper center", bbox_to_anchor=(0.5, 1.37), ncols=2)
+
+
+def draw_diagnosis(folder: Path, diagnosis: dict) -> None:
+    """diagnosis_{light,dark}.png: the model's skill by band, by component, and with its input tampered with.
+
+    diagnosis: as in results.json. Bars and whiskers are the model's, marks its rivals'.
+    """
+    inputs = [{"label": "its own input", "skill": diagnosis["skill"]}, *diagnosis["inputs"]]
+    panels = {
+        "the clip's average, and change at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
+        "principal components": diagnosis["components"],
+        "fed with": inputs,
+    }
+    marks = {"shrunk_copy": "s", "loop": "D"}
+    for theme in THEMES:
+        heights = tuple(0.55 + 0.29 * len(entries) for entries in panels.values())
+        with _chart(folder, "diagnosis", theme, heights) as axes:
+            for axis, (title, entries) in zip(axes, panels.items(), strict=True):
+                places = np.arange(len(entries))
+                shares = [f" · {entry['share']:.0%}" if "share" in entry else "" for entry in entries]
+                skills = np.array([entry["skill"] for entry in entries])
+                axis.barh(places, skills, height=0.62, color=_colour("model", theme), alpha=0.75, label="model")
+                for name, mark in marks.items():
+                    found = [entry["rivals"][name] if "rivals" in entry else np.nan for entry in entries]
+                    axis.plot(found, places, mark, color=_colour(name, theme), markersize=6, label=LABELS[name])
+                ends = np.array([entry.get("skill_interval", (np.nan, np.nan)) for entry in entries])
+                whiskers = np.nan_to_num(np.abs(ends.T - skills))
+                axis.errorbar(skills, places, xerr=whiskers, fmt="none", ecolor=THEMES[theme]["ink"], elinewidth=1.2)
+                axis.set_yticks(places, [entry["label"] + share for entry, share in zip(entries, shares, strict=True)])
+                axis.invert_yaxis()
+                axis.set_title(title, fontsize=10, loc="left")
+                axis.axvline(0, color=THEMES[theme]["ink"], linewidth=0.8)
+            axes[0].set_xlim(-0.6, 1.02)
+            axes[-1].set_xlabel("skill: 0 the training mean, 1 the truth")
+            axes[0].legend(loc="upper center", bbox_to_anchor=(0.3, 1.42), ncols=3)
 
 
 def draw_curves(folder: Path, epochs: list[dict], baselines: dict[str, float], evaluated_epoch: int) -> None:
@@ -124,25 +159,24 @@ def draw_curves(folder: Path, epochs: list[dict], baselines: dict[str, float], e
     numbers = [line["epoch"] for line in epochs]
     train, val = ([line[key] for line in epochs] for key in ("train_mse", "val_mse"))
     low, high = min(train + val), max(train + val)
-    labels = {"training_mean": "training mean", "repeat_input": "repeat the input"}
     for theme in THEMES:
-        with _chart(folder, "curves", theme, panels=1) as (axes,):
+        with _chart(folder, "curves", theme, (2.6,)) as (axes,):
             marker = "o" if len(numbers) == 1 else None
             axes.plot(numbers, train, color=_colour("train", theme), linewidth=2, marker=marker, label="training")
             axes.plot(numbers, val, color=_colour("model", theme), linewidth=2.2, marker=marker, label="validation")
             above = []
-            for name, label in labels.items():
+            for name in ("training_mean", "repeat_input", "shrunk_copy"):
                 value = baselines.get(name, math.nan)
                 if value <= max(high, baselines.get("training_mean", high)) + 2 * (high - low) + 0.05 * high:
-                    axes.axhline(value, color=_colour(name, theme), dashes=DASHES[name], label=label)
+                    axes.axhline(value, color=_colour(name, theme), dashes=DASHES[name], label=LABELS[name])
                 elif value == value:
-                    above.append(f"{label}: {value:.4g} (above the picture)")
+                    above.append(f"{LABELS[name]}: {value:.4g} (above the picture)")
             if numbers[0] <= evaluated_epoch <= numbers[-1]:
                 axes.axvline(evaluated_epoch, color=_colour("model", theme), alpha=0.45, linewidth=1, label="evaluated")
             axes.set_xlabel("epoch" + "".join(f"\n{line}" for line in above))
             axes.set_ylabel("MSE of embeddings")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.27), ncols=2)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.37), ncols=2)
 
 
 # ------------------------------------------------------------------ spectrograms

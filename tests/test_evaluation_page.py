@@ -5,26 +5,24 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import UNTRAINED, main_of, run_script
 
-import evaluate_continuation
 from audio.segments import write_wav
-from common.errors import UserError
 from dataset.pairs import PairRow, write_metadata
-from evaluation import report as evaluation_report
-from evaluation.measures import one_thread
-from train_simple_worker import train_worker
-from training.checkpoint import TrainConfig, save_checkpoint
+from evaluation.report import write_report
+from evaluation.verdict import OPENINGS
+from training.checkpoint import save_checkpoint
 
 RATE = 24000
 HOSTILE = "<img src=x onerror=alert(1)>.wav"
-VAL_TRACKS = [HOSTILE, '"><script>alert(2)</script>.flac', "a&amp;b.ogg", "d.wav", "e.wav", "f.wav"]
+VAL_TRACKS = [HOSTILE, '"><script>alert(2)</script>.flac', "a&amp;b.ogg", "{{ 7 * 7 }}.mp3"]
+VAL_TRACKS += [f"{letter}.wav" for letter in "defghi"]
 
 
 def write_dataset(folder, tracks):
@@ -42,113 +40,119 @@ def write_dataset(folder, tracks):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One thread is the quickest for so little sound."""
-    with one_thread():
-        yield
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A dataset and the checkpoints of one epoch on it, in one folder."""
-    folder = tmp_path_factory.mktemp("trained")
+def place(tmp_path_factory):
+    """A dataset and the checkpoints of two epochs on it, in one folder."""
+    folder = tmp_path_factory.mktemp("evaluated")
     write_dataset(folder / "ds", [("t1.wav", "train"), ("t2.wav", "train")] + [(name, "val") for name in VAL_TRACKS])
-    paths = {"dataset_dir": str(folder / "ds"), "checkpoint_dir": str(folder / "ck")}
-    train_worker(0, 1, TrainConfig(**paths, epochs=2, batch_size=2, encodec_weights="untrained", device="cpu"))
-    torch.set_num_threads(1)  # the worker has taken all cores
+    paths = ("--dataset_dir", folder / "ds", "--checkpoint_dir", folder / "ck")
+    assert main_of("train_simple_ddp.py", *paths, "--epochs", 2, "--batch_size", 2, *UNTRAINED) == 0
     return folder
 
 
-def run(monkeypatch, folder, *more, weights="untrained"):
-    arguments = {"checkpoint": folder / "ck/best_model.pt", "dataset_dir": folder / "ds", "output_dir": folder / "out"}
-    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    command = ["evaluate_continuation.py", *flags, "--device", "cpu", "--encodec_weights", weights, *map(str, more)]
-    monkeypatch.setattr(sys, "argv", command)
-    return evaluate_continuation.main()
+def arguments(folder, *more):
+    """Of an evaluation in `folder`; what comes later counts."""
+    paths = (
+        "--checkpoint",
+        folder / "ck/best_model.pt",
+        "--dataset_dir",
+        folder / "ds",
+        "--output_dir",
+        folder / "out",
+    )
+    return ("evaluate_continuation.py", *paths, "--device", "cpu", *more)
 
 
 @pytest.fixture(scope="module")
-def results(trained):
+def results(place):
     """results.json of a run; a half-written line ends metrics.jsonl, as beside a running training."""
-    with open(trained / "ck/metrics.jsonl", "a") as file:
+    with open(place / "ck/metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_m')
-    (trained / "out").mkdir()
-    (trained / "out/example_99_model.wav").touch()
-    (trained / "out/mine.txt").touch()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(monkeypatch, trained, "--num_examples", 2, "--max_sound_pairs", 4) == 0
-    return json.loads((trained / "out/results.json").read_text())
+    (place / "out").mkdir()
+    (place / "out/example_99_model.wav").touch()
+    (place / "out/mine.txt").touch()
+    assert main_of(*arguments(place, "--num_examples", 2, "--max_sound_pairs", 4)) == 0
+    return json.loads((place / "out/results.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["results.json", "report.html"])
-def test_results_from_elsewhere_are_not_replaced(trained, tmp_path, monkeypatch, name):
-    (tmp_path / name).write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=f"{name}: is not from this script"):
-        run(monkeypatch, trained, "--output_dir", tmp_path)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"mine": 1}']
-
-
-def test_numbers_are_those_of_the_training(trained, results):
-    checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
+def test_numbers_are_those_of_the_training(place, results):
+    checkpoint = torch.load(place / "ck/best_model.pt", weights_only=True)
     rows = results["rows"]
     assert rows["model"]["mse"] == pytest.approx(checkpoint["val_mse"], rel=1e-5)
-    assert rows["training_mean"]["mse"] == pytest.approx(checkpoint["baselines"]["training_mean"], rel=1e-5)
-    assert rows["repeat_input"]["mse"] == pytest.approx(checkpoint["baselines"]["repeat_input"], rel=1e-5)
+    for name in ("training_mean", "repeat_input", "shrunk_copy"):
+        assert rows[name]["mse"] == pytest.approx(checkpoint["baselines"][name], rel=1e-4), name
     logged = results["training"]["epochs"]
     assert [line["epoch"] for line in logged] == [1, 2]
-    lines = [json.loads(line) for line in (trained / "ck/metrics.jsonl").read_text().splitlines()[1:3]]
+    lines = [json.loads(line) for line in (place / "ck/metrics.jsonl").read_text().splitlines()[1:3]]
     best = next(line for line in lines if line["epoch"] == checkpoint["epoch"])
     assert rows["model"]["deviation_ratio"] == pytest.approx(best["deviation_ratio"], rel=1e-3)
     assert rows["model"]["skill"] == pytest.approx(best["skill"], abs=1e-5)
 
 
-def test_results_are_complete(trained, results):
+def test_results_are_complete(place, results):
     assert results["dataset"] | {"path": ""} == {
-        "path": "", "pairs": 6, "tracks": 6, "segment_s": 1.0, "sample_rate": RATE, "sound_pairs": 4,
+        "path": "", "pairs": 10, "tracks": 10, "shared_tracks": 0, "segment_s": 1.0, "sample_rate": RATE,
+        "sound_pairs": 4, "sound_s": 1.0,
     }  # fmt: skip
     assert [track["source"] for track in results["tracks"]] == VAL_TRACKS
     low, high = results["rows"]["model"]["skill_interval"]
-    assert low <= results["rows"]["model"]["skill"] <= high
+    assert low <= results["rows"]["model"]["track_skill"] <= high
+    low, high = results["rows"]["loop"]["skill_difference_interval"]
+    assert low <= results["rows"]["loop"]["skill_difference"] <= high
     assert len(results["per_second"]["model"]["mse"]) == 1
     assert results["rows"]["model"]["fad"] > 0
-    assert "too few to extrapolate" in results["rows"]["model"]["note"]
-    assert results["verdict"]["outcome"] in ("better", "worse", "not_distinguishable")
+    assert results["verdict"]["outcome"] in set(OPENINGS) - {"undecided"}
+    assert len(results["diagnosis"]["sentences"]) == 2
     assert results["notes"] == []
-    present = {path.name for path in (trained / "out").iterdir()}
+    present = {path.name for path in (place / "out").iterdir()}  # the stale ones are gone
     assert (
         set(results["files"]) | {"results.json", "report.html", "mine.txt", ".lock"} == present
-    )  # stale files are gone
+    )  # stale ones are gone
     assert len({example["source"] for example in results["examples"]}) == 2
+    # Every key of results.json stands on the page that explains them.
+    explained = Path(__file__).parent.parent.joinpath("docs/results_json.md").read_text()
+    for name in [*results, *results["rows"]["loop"], *results["diagnosis"], *results["verdict"], *results["dataset"]]:
+        assert f"`{name}`" in explained, name
 
 
-def test_same_command_same_results(trained, results, monkeypatch):
-    again = trained / "again"
-    run(monkeypatch, trained, "--num_examples", 0, "--max_sound_pairs", 4, "--batch_size", 3, "--output_dir", again)
+def test_same_command_same_results(place, results, run):
+    again = place / "again"
+    printed = run(*arguments(place, "--num_examples", 0, "--max_sound_pairs", 4, "--output_dir", again)).stdout
     other = json.loads((again / "results.json").read_text())
-    for name, row in results["rows"].items():
-        for column, value in row.items():
-            if value is not None and not isinstance(value, str):
-                assert other["rows"][name][column] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, column)
+    assert other["rows"] == results["rows"]
     assert other["verdict"] == results["verdict"]
+    assert other["diagnosis"] == results["diagnosis"]
     assert other["examples"] == []
+    assert printed.splitlines()[-3:-1] == [results["verdict"]["sentence"], results["verdict"]["limit"]]
+    assert results["verdict"]["limit"].startswith("What limits it: ")
 
 
-def test_notes_say_what_is_wrong_with_the_split(trained, monkeypatch, tmp_path):
+def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     """A single track in both splits, and not the validation split of the training."""
     write_dataset(tmp_path / "ds", [("one.wav", "train"), ("one.wav", "val")])
-    shutil.copy(trained / "ck/best_model.pt", tmp_path / "moved.pt")
+    for old, new in (("train/pair_0000", "val/pair_0001"),):
+        for role in ("input", "output"):
+            shutil.copy(tmp_path / f"ds/{old}_{role}.wav", tmp_path / f"ds/{new}_{role}.wav")
+    shutil.copy(place / "ck/best_model.pt", tmp_path / "moved.pt")
     paths = ("--dataset_dir", tmp_path / "ds", "--output_dir", tmp_path / "out", "--checkpoint", tmp_path / "moved.pt")
-    run(monkeypatch, trained, *paths, "--num_examples", 1)
+    run(*arguments(place, *paths, "--num_examples", 1))
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["verdict"]["outcome"] == "undecided"
-    assert "1 validation track gives no meaningful interval" in found["verdict"]["sentence"]
+    assert "1 of 1 track were in the training too" in found["verdict"]["sentence"]
     joined = " ".join(found["notes"])
     assert "1 of 1 validation tracks are in the training split too" in joined
+    assert "1 of 1 true continuations are in the training split too, sample for sample" in joined
     assert "not the validation split of the training" in joined
-    assert "metrics.jsonl: no such file" in joined
     assert not (tmp_path / "out/curves_light.png").exists()
     assert "mse_interval" not in found["rows"]["other_track"]
+    assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_results_from_elsewhere_are_not_replaced(place, tmp_path, fails, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    fails(*arguments(place, "--output_dir", tmp_path), says=f"{name}: is not from this script")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{"mine": 1}']
 
 
 @pytest.mark.parametrize(
@@ -157,46 +161,37 @@ def test_notes_say_what_is_wrong_with_the_split(trained, monkeypatch, tmp_path):
         (["--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
         (["--dataset_dir", "none"], "none/metadata.txt: no such file"),
         (["--encodec_weights", "none"], "no file none"),
-        (["--output_dir", __file__], "is no folder; name another"),
+        (["--output_dir", __file__], "is not a folder; name another"),
     ],
 )
-def test_mistakes_are_named_before_any_work(trained, monkeypatch, flags, message):
-    with pytest.raises(UserError, match=message):
-        run(monkeypatch, trained, *flags)
+def test_wrong_use_is_named_before_any_work(place, fails, flags, message):
+    fails(*arguments(place, *flags), says=message)
 
 
-def test_foreign_data_is_refused(trained, monkeypatch, tmp_path):
-    checkpoint = torch.load(trained / "ck/best_model.pt", weights_only=True)
-    save_checkpoint(tmp_path / "codec.pt", checkpoint | {"codec": "another"})
-    save_checkpoint(tmp_path / "long.pt", checkpoint | {"num_samples": 16 * RATE})
-    with pytest.raises(UserError, match="codec another, but --encodec_weights gives untrained-1"):
-        run(monkeypatch, trained, "--checkpoint", tmp_path / "codec.pt")
-    with pytest.raises(UserError, match="trained on segments of 384000 samples"):
-        run(monkeypatch, trained, "--checkpoint", tmp_path / "long.pt")
-    shutil.copytree(trained / "ds", tmp_path / "ds")
+def test_foreign_data_is_refused(place, fails, tmp_path):
+    checkpoint = torch.load(place / "ck/best_model.pt", weights_only=True)
+    save_checkpoint([tmp_path / "codec.pt"], checkpoint | {"codec": "another"})
+    save_checkpoint([tmp_path / "long.pt"], checkpoint | {"num_samples": 16 * RATE})
+    fails(*arguments(place, "--checkpoint", tmp_path / "codec.pt"), says="codec another, but --encodec_weights gives")
+    fails(*arguments(place, "--checkpoint", tmp_path / "long.pt"), says="trained on segments of 384000 samples")
+    shutil.copytree(place / "ds", tmp_path / "ds")
     for role in ("input", "output"):
         shutil.copy(tmp_path / f"ds/val/pair_0004_{role}.wav", tmp_path / f"ds/val/pair_0999_{role}.wav")
-    with pytest.raises(UserError, match="does not list val/pair_0999"):
-        run(monkeypatch, trained, "--dataset_dir", tmp_path / "ds")
+    fails(*arguments(place, "--dataset_dir", tmp_path / "ds"), says="does not list val/pair_0999")
 
 
-def test_a_mistake_is_one_line_and_status_1(tmp_path):
-    script = Path(evaluate_continuation.__file__)
-    done = subprocess.run(
-        [sys.executable, script, "--dataset_dir", tmp_path], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
+def test_an_error_is_one_line_and_status_1(tmp_path):
+    done = run_script("evaluate_continuation.py", "--dataset_dir", tmp_path, status=1, cwd=tmp_path)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("evaluate_continuation.py: error: ")
 
 
-def test_page_can_be_written_again_from_the_numbers(trained, results, monkeypatch):
-    before = (trained / "out/report.html").read_text()
-    (trained / "out/report.html").unlink()
-    monkeypatch.setattr(sys, "argv", ["evaluation_report.py", str(trained / "out")])
-    assert evaluation_report.main() == 0
-    assert (trained / "out/report.html").read_text() == before
+def test_names_are_text_not_template_nor_html(place, results):
+    page = (place / "out/report.html").read_text()
+    assert "{{ 7 * 7 }}.mp3" in page and "49.mp3" not in page
+    assert "<img src=x" not in page and "alert(2)</script>" not in page
+    assert "a&amp;amp;b.ogg" in page
 
 
 # ------------------------------------------------------------------ in a browser
@@ -324,22 +319,23 @@ PLAYERS = """Promise.all([...document.querySelectorAll("audio")].map(a => new Pr
 })))"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_page_in_a_browser(trained, results, browser, dark, width):
+def test_page_in_a_browser(place, results, browser, dark, width):
     browser.events.clear()
     browser.shape(width, 844, dark)
-    browser.open((trained / "out/report.html").as_uri())
+    browser.open((place / "out/report.html").as_uri())
     players = dict(browser.value(PLAYERS))
     assert len(players) == 5 * len(results["examples"])
     for example in results["examples"]:
         for clip in example["files"].values():
             assert players[clip["wav"]] == pytest.approx(clip["seconds"], abs=0.01)
     images = browser.value("[...document.images].map(i => [i.currentSrc, i.naturalWidth, i.alt])")
-    assert len(images) == 2 + 5 * len(results["examples"])
+    assert len(images) == 3 + 5 * len(results["examples"])
     assert all(drawn > 0 and alt for _, drawn, alt in images)
     theme = "_dark.png" if dark else "_light.png"
-    assert sum(source.endswith(theme) for source, *_ in images) == 2
+    assert sum(source.endswith(theme) for source, *_ in images) == 3
     assert browser.value("document.documentElement.scrollWidth") <= width  # nothing makes the page scroll sideways
     # What a stranger named a track is text: no element came of it.
     text = browser.value("document.querySelector('#tracks tbody').textContent")
@@ -347,6 +343,18 @@ def test_page_in_a_browser(trained, results, browser, dark, width):
     assert browser.value("[...document.querySelectorAll('script')].length") == 1
     assert browser.value("document.querySelectorAll('[onerror]').length") == 0
     assert "Untrained codec: the sound means nothing" in browser.value("document.body.innerText")
+    # A table wider than the page says that it scrolls, until its end is reached.
+    box = "document.querySelector('.sideways .scroll')"
+    wide = browser.value(f"{box}.scrollWidth > {box}.clientWidth + 2")
+    assert wide or width > 390
+    hint = browser.value("getComputedStyle(document.querySelector('.hint')).display")
+    assert (hint == "block") == (width == 390)
+    fade = "getComputedStyle(document.querySelector('.sideways'), '::after').display"
+    assert (browser.value(fade) != "none") == wide
+    if wide:
+        browser.value(f"new Promise(done => {{ {box}.scrollLeft = 9999; setTimeout(done, 300) }})")
+        assert browser.value(fade) == "none"
+        browser.value(f"{box}.scrollLeft = 0")
     background = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
     if where := os.environ.get("SCREENSHOTS"):
@@ -354,14 +362,13 @@ def test_page_in_a_browser(trained, results, browser, dark, width):
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize("outcome", ["better", "worse", "not_distinguishable", "undecided"])
-def test_every_verdict_fits_a_phone(trained, results, browser, outcome, tmp_path):
-    for clip in (trained / "out").iterdir():
+@pytest.mark.slow
+@pytest.mark.parametrize("outcome", OPENINGS)
+def test_every_verdict_fits_a_phone(place, results, browser, outcome, tmp_path):
+    for clip in (place / "out").iterdir():
         (tmp_path / clip.name).symlink_to(clip)
     (tmp_path / "report.html").unlink()
-    evaluation_report.write_report(
-        tmp_path / "report.html", results | {"verdict": results["verdict"] | {"outcome": outcome, "alive": True}}
-    )
+    write_report(tmp_path / "report.html", results | {"verdict": results["verdict"] | {"outcome": outcome}})
     browser.shape(390, 844, False)
     browser.open((tmp_path / "report.html").as_uri())
     assert browser.value("document.documentElement.scrollWidth") <= 390
@@ -369,10 +376,11 @@ def test_every_verdict_fits_a_phone(trained, results, browser, outcome, tmp_path
     assert style == ["600", "normal"]
 
 
-def test_page_by_keyboard(trained, results, browser):
+@pytest.mark.slow
+def test_page_by_keyboard(place, results, browser):
     """Tab reaches every link, the table that scrolls, each fold and each player, and the focus can be seen."""
     browser.shape(390, 844, False)
-    browser.open((trained / "out/report.html").as_uri())
+    browser.open((place / "out/report.html").as_uri())
     seen = set()
     for _ in range(150):
         for kind in ("keyDown", "keyUp"):

@@ -1,28 +1,37 @@
-"""The comparison: what an oracle, a constant and a batch size must and must not change."""
+"""The comparison: what an oracle and a constant must get, as embeddings and as sound, and which pairs are chosen."""
 
 import itertools
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import oracle
 
-from audio.frozen_encodec import load_frozen_encodec
 from audio.segments import write_wav
 from common.errors import UserError
-from dataset_wav_pairs import PairEmbeddings, WavPairsDataset, prepare_cache
-from evaluation import measures
-from evaluation.measures import verdict
-from evaluation.rows import ROWS, Evaluation, other_tracks, spread_over_tracks, summarise
+from dataset.pairs import PairRow, write_metadata
+from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.measures import TrackErrors
+from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
+from evaluation.rivals import fit
+from evaluation.rows import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
+from evaluation.sound import Listener, one_thread
 
 RATE = 24000
-SOUND_COLUMNS = ("fad", "fad_inf", "log_mel_distance", "chroma_cosine", "mse_reencoded")
+TRACKS = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+SOUND_COLUMNS = ("fad", "log_mel_distance", "chroma_cosine", "mse_reencoded")
 
 
-def write_track(folder, first_pair, pairs, rng):
+def silent(done, total, what):
+    pass
+
+
+def write_pairs(folder, first_pair, pairs, rng):
     """Consecutive seconds of one synthetic track, as pairs: each output is the next pair's input."""
     time = np.arange((pairs + 1) * RATE) / RATE
     notes = sum(np.sin(2 * np.pi * f * time) for f in rng.uniform(100, 1500, 3)) * (1 + np.sin(2 * np.pi * 3 * time))
@@ -33,137 +42,132 @@ def write_track(folder, first_pair, pairs, rng):
         write_wav(folder / f"pair_{first_pair + k:04d}_output.wav", segments[k + 1], RATE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_and_quick():
-    """9 seconds have 675 frames: let FAD-infinity be computed from so few. One thread is the quickest for so little."""
-    with pytest.MonkeyPatch.context() as monkeypatch, measures.one_thread():
-        monkeypatch.setattr(measures, "FAD_INF_MIN_FRAMES", 200)
-        yield
-
-
 @pytest.fixture(scope="module")
-def embeddings(tmp_path_factory):
+def dataset(tmp_path_factory, codec):
     folder, rng = tmp_path_factory.mktemp("dataset") / "val", np.random.default_rng(0)
     folder.mkdir()
     for track in range(3):
-        write_track(folder, 3 * track, 3, rng)
-    dataset = WavPairsDataset(folder, load_frozen_encodec("untrained"))
-    prepare_cache([dataset])
-    return PairEmbeddings(dataset, torch.device("cpu"))
+        write_pairs(folder, 3 * track, 3, rng)
+    rows = [PairRow(f"pair_{k:04d}", "val", TRACKS[k], k % 3) for k in range(9)]
+    write_metadata(folder.parent / "metadata.txt", {"segment_duration": "1"}, {}, [], rows)
+    dataset = WavPairsDataset(folder, codec)
+    with one_thread():
+        prepare_cache([dataset])
+        yield dataset
 
 
-TRACKS = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
-
-
-def evaluation_of(embeddings, predict, batch_size=4, tracks=TRACKS):
-    every = torch.cat([torch.stack(embeddings.dataset[i]) for i in range(len(embeddings.dataset))])
+def comparison_of(dataset, predict, tracks=TRACKS):
+    every = torch.cat([torch.stack(dataset[i]) for i in range(len(dataset))])
     mean = every.mean(dim=(0, 2))[:, None] + 0.1  # of a training split that differs a little
-    return Evaluation(predict, mean, embeddings, tracks, seed=1, batch_size=batch_size)
+    fitted = fit(dataset, TRACKS, mean, every.std(dim=(0, 2))[:, None], silent)
+    return Comparison(Model(predict, lambda x: mean + 0.3 * (x - mean)), dataset, tracks, fitted, seed=1)
 
 
-def rows_of(evaluation, sound_pairs=range(9)):
-    dataset = evaluation.dataset
-    measured, sound = evaluation.measure_embeddings(), evaluation.measure_sound(list(sound_pairs))
-    return summarise(measured, sound, evaluation.tracks, dataset.num_frames, 128, 75, seed=1)
+def results_of(comparison, sound_pairs=range(9)):
+    errors, sound = comparison.measure(list(sound_pairs), silent)
+    by_tracks = TrackErrors(errors, comparison.tracks)
+    elements = 128 * comparison.dataset.num_frames
+    rows = table_rows(errors, by_tracks, sound, comparison.tracks, elements)
+    return rows, seconds(errors, by_tracks, comparison.dataset.num_frames, 128, 75), by_tracks, sound
 
 
-def oracle(embeddings):
-    """A model that knows every answer."""
-    known = {}
-    for index in range(len(embeddings.dataset)):
-        before, after = embeddings.dataset[index]
-        known[before.numpy().tobytes()] = after
-    return lambda x: known[x[0].numpy().tobytes()][None]
+def oracle_of(dataset):
+    return oracle(SimpleNamespace(items=[dataset[i] for i in range(len(dataset))]))
 
 
 @pytest.fixture(scope="module")
-def oracle_rows(embeddings):
-    return rows_of(evaluation_of(embeddings, oracle(embeddings)))
+def oracles(dataset):
+    return results_of(comparison_of(dataset, oracle_of(dataset)))
 
 
-def test_oracle_is_perfect_and_elsewhere_the_ceiling(oracle_rows):
-    rows, per_second = oracle_rows
+def test_an_oracle_is_perfect_and_elsewhere_the_ceiling(oracles):
+    rows, per_second, by_tracks, _ = oracles
     assert rows["model"]["mse"] == 0
-    assert rows["model"]["skill"] == 1
+    assert rows["model"]["skill"] == rows["model"]["track_skill"] == 1
     assert rows["model"]["deviation_ratio"] == 1
+    assert rows["model"]["calibration_slope"] == pytest.approx(1)
     assert (per_second["model"]["skill"] == 1).all()
-    for column in SOUND_COLUMNS:
-        assert rows["model"][column] == pytest.approx(rows["ceiling"][column], rel=1e-6)  # float32 rounding
-        assert math.isfinite(rows["model"][column])
+    for name, ceiling in (("model", "ceiling"), ("model_quantized", "ceiling_quantized")):
+        for column in SOUND_COLUMNS:
+            assert rows[name][column] == pytest.approx(rows[ceiling][column], rel=1e-6)
+            assert math.isfinite(rows[name][column])
     assert rows["ceiling"]["mse_reencoded"] > 0
+    assert rows["ceiling_quantized"]["mse"] == rows["model_quantized"]["mse"] > 0
+    assert gather_evidence(by_tracks, 0).tracks == 3
 
 
-def test_training_mean_has_skill_exactly_0(oracle_rows):
-    rows, per_second = oracle_rows
-    assert rows["training_mean"]["skill"] == 0
+def test_the_training_mean_has_skill_exactly_0(oracles):
+    rows, per_second, _, _ = oracles
+    assert rows["training_mean"]["skill"] == rows["training_mean"]["track_skill"] == 0
     assert (per_second["training_mean"]["skill"] == 0).all()
     assert rows["training_mean"]["deviation_ratio"] < 1e-6
+    assert rows["training_mean"]["calibration_slope"] is None
     assert rows["input_mean"].get("fad") is None
 
 
-def test_rows_differ_as_they_must(oracle_rows):
-    rows, _ = oracle_rows
+def test_rows_differ_as_they_must(oracles):
+    rows, _, by_tracks, sound = oracles
     assert list(rows) == list(ROWS)
-    assert rows["other_track"]["fad"] == pytest.approx(rows["ceiling"]["fad"], rel=1e-9)  # the same set of sounds
-    # An untrained codec's sound is noise, at about the same distance from everything: nothing to be said of that.
+    assert set(by_tracks.sums) == set(ROWS) | set(TAMPERED)
+    assert set(sound) == {"truth", *SOUND_ROWS}
+    assert rows["other_track"]["fad"] == pytest.approx(rows["ceiling"]["fad"], rel=0.2)  # the same set of sounds
     assert all(rows["ceiling"]["mse"] < row["mse"] for name, row in rows.items() if name not in ("model", "ceiling"))
-    assert rows["other_track"]["mse"] != rows["repeat_input"]["mse"]
     assert rows["repeat_input"]["deviation_ratio"] == pytest.approx(1, abs=0.2)
-    assert rows["model_quantized"]["mse"] > 0
-    assert all(row.get("mse_interval") is None for row in rows.values())  # three tracks
+    for name, row in rows.items():
+        if name != "model":
+            assert row["skill_difference"] == pytest.approx(1 - row["track_skill"])
+    assert reference(by_tracks, sound, 0)["fad_floor"] is None  # three tracks have no halves
+    table = track_table(by_tracks, TRACKS, 128 * 75)
+    assert [track["source"] for track in table] == ["a", "b", "c"]
+    assert all(track["skill"] == 1 > track["best_rival_skill"] for track in table)
 
 
-def test_collapsed_model_is_called_collapsed(embeddings):
-    evaluation = evaluation_of(embeddings, lambda x: x.mean(dim=2, keepdim=True).expand_as(x))
-    rows, _ = rows_of(evaluation, [0])
-    assert rows["model"]["deviation_ratio"] < 1e-6
-    assert rows["model"]["skill"] == pytest.approx(rows["input_mean"]["skill"], rel=1e-6)
-    found = verdict(rows["model"]["skill"], None, rows["model"]["deviation_ratio"], 3)
-    assert (found["outcome"], found["alive"]) == ("undecided", False)
-
-
-def test_batch_size_changes_nothing(embeddings):
-    weights = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)) / 12
-
-    def predict(x):
-        return torch.einsum("ij,bjt->bit", weights, x)
-
-    rows = [rows_of(evaluation_of(embeddings, predict, size), [0, 1, 3, 4, 6])[0] for size in (1, 4)]
-    compared = 0
-    for name in ROWS:
-        for column in ("mse", "skill", "deviation_ratio", *SOUND_COLUMNS):
-            first, second = (r[name].get(column) for r in rows)
-            if first is not None:
-                assert second == pytest.approx(first, rel=1e-6, abs=1e-9), (name, column)
-                compared += 1
-    assert compared == 7 * 3 + 6 * 3 + 5  # the training mean, one second, has too few frames for FAD
-
-
-def test_never_more_than_a_batch_of_audio(embeddings, monkeypatch):
-    codec = embeddings.dataset.codec
-    sizes = []
-    for name in ("decode", "encode"):
-        plain = getattr(codec, name)
-        monkeypatch.setattr(codec, name, lambda x, plain=plain: (sizes.append(len(x)), plain(x))[1])
-    evaluation = evaluation_of(embeddings, oracle(embeddings), batch_size=2)
+def test_every_clip_with_a_key_is_heard_once(dataset, monkeypatch):
+    """12 segments and the training mean once; of 9 pairs two predictions, a loop and a quantised truth each."""
+    trips = []
+    plain_decode = dataset.codec.decode
+    monkeypatch.setattr(dataset.codec, "decode", lambda x: (trips.append(len(x)), plain_decode(x))[1])
     said = []
-    evaluation.told = lambda done, total, what: said.append((done, total))
-    evaluation.measure_sound(list(range(9)))
-    assert max(sizes) == 2
-    assert said[-1] == (12 + 18, 12 + 18)  # each of the 12 segments once, and 9 pairs' two predictions
-    assert sum(sizes) == 2 * (12 + 18 + 1)  # and the training mean
+    comparison = comparison_of(dataset, lambda x: 0.5 * x)
+    comparison.measure(list(range(9)), lambda done, total, what: said.append((done, total)))
+    assert len(trips) == 12 + 1 + 4 * 9
+    assert set(trips) == {1}  # never more than one clip of audio at a time
+    assert said[-1] == (9, 9)
 
 
-def test_single_track_has_no_other(embeddings):
-    rows, _ = rows_of(evaluation_of(embeddings, lambda x: x, tracks=["a"] * 9), [4, 5])
+def test_what_is_kept_of_clips_is_bounded(codec, monkeypatch):
+    monkeypatch.setattr("evaluation.sound.KEPT_CLIPS", 2)
+    listener = Listener(codec)
+    clips = [torch.randn(128, 75) for _ in range(3)]
+    first = listener.hear(clips[0], "0")
+    assert listener.hear(clips[0], "0") is first
+    for number, clip in enumerate(clips):
+        listener.hear(clip, str(number))
+    assert len(listener._kept) == 2
+    again = listener.hear(clips[0], "0")
+    assert again is not first and torch.equal(again.reencoded, first.reencoded)
+
+
+def test_long_clips_are_heard_for_their_first_seconds(codec):
+    listener = Listener(codec)
+    long = torch.randn(128, 75 * 10)
+    heard, short = listener.hear(long), listener.hear(long[:, : 75 * 8])
+    assert torch.equal(heard.reencoded, short.reencoded)
+    assert heard.reencoded.shape == (128, 75 * 8 - 15)
+
+
+def test_a_single_track_has_no_other(dataset):
+    rows, _, by_tracks, _ = results_of(comparison_of(dataset, lambda x: x, ["a"] * 9), [4, 5])
     assert rows["other_track"] == {"label": ROWS["other_track"], "note": "needs a second validation track"}
     assert rows["model"]["mse"] == rows["repeat_input"]["mse"]
     assert rows["model"]["log_mel_distance"] == pytest.approx(rows["repeat_input"]["log_mel_distance"], rel=1e-6)
+    assert gather_evidence(by_tracks, 0).input_cost is None
+    assert plain(rows)["model"]["skill_interval"] == [None, None]
 
 
-def test_broken_model_is_named(embeddings):
+def test_a_broken_model_is_named(dataset):
     with pytest.raises(UserError, match="prediction for pair_0000 is not finite"):
-        evaluation_of(embeddings, lambda x: x * math.nan).measure_embeddings()
+        comparison_of(dataset, lambda x: x * math.nan).measure([], silent)
 
 
 # ------------------------------------------------------------------ choices

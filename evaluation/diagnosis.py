@@ -1,0 +1,116 @@
+"""Why it fails, or how it works: where the skill lies, and what of its input the model uses."""
+
+from __future__ import annotations
+
+from evaluation.measures import BANDS, COMPONENTS, TrackErrors
+from evaluation.verdict import LEAST_LEAD, RIVALS, Evidence, Interval
+
+TAMPERINGS = {
+    "input_rolled": "its input one frame late",
+    "input_shuffled": "its input shuffled in time",
+    "input_swapped": "another track's input",
+}
+DRAWN_RIVALS = ("shrunk_copy", "loop")
+SPEAKING_SHARE = 0.05  # a band with less of the error is not worth a sentence
+
+
+def diagnose(errors: TrackErrors) -> dict[str, object]:
+    """The `diagnosis` of results.json; the sentences follow from its numbers alone."""
+    found: dict[str, object] = {}
+    for part, labels in (("bands", BANDS), ("components", COMPONENTS), ("onset", ("first 0.1 s",))):
+        model, share = errors.skill("model", part), errors.share(part)
+        found[part] = [
+            {
+                "label": label,
+                "share": share[k],
+                "skill": model.value[k],
+                "skill_interval": (model.low[k], model.high[k]),
+                "rivals": {rival: errors.skill(rival, part).value[k] for rival in DRAWN_RIVALS},
+            }
+            for k, label in enumerate(labels)
+        ]
+    own = errors.skill("model")
+    average = found["bands"][0]
+    found["skill"] = own.value
+    found["skill_of_average"] = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
+    found["skill_of_course"] = own.value - found["skill_of_average"]
+    found["inputs"] = [
+        {
+            "label": label,
+            "skill": errors.skill(name).value,
+            "cost": (cost := errors.lead("model", name)).value,
+            "cost_interval": (cost.low, cost.high),
+        }
+        for name, label in TAMPERINGS.items()
+        if name in errors.sums
+    ]
+    found["sentences"] = [where_it_lies(found), what_it_uses(found)]
+    return found
+
+
+def where_it_lies(diagnosis: dict) -> str:
+    """In which part of the music the skill is, and in which what is missed."""
+    course = [band for band in diagnosis["bands"][1:] if band["share"] > SPEAKING_SHARE]
+    if not course:
+        return "The clips do not move: all there is to predict is their average."
+    best = max(course, key=lambda band: band["skill"])
+    missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in course}
+    worst = max(course, key=lambda band: missed[band["label"]])
+    left = 1 - diagnosis["skill"]
+    text = (
+        f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} is each clip's average and "
+        f"{diagnosis['skill_of_course']:+.2f} its course around that"
+    )
+    if best["skill"] > 0.01:
+        text += f"; it knows change at {best['label']} best (skill {best['skill']:+.2f})"
+    if left > 0.01:
+        share = missed[worst["label"]] / left
+        text += f"; of what it misses, {share:.0%} is change at {worst['label']} (skill {worst['skill']:+.2f})"
+    return text + "."
+
+
+def what_it_uses(diagnosis: dict) -> str:
+    """What the tampered inputs show."""
+    costs = {entry["label"]: Interval(entry["cost"], *entry["cost_interval"]) for entry in diagnosis["inputs"]}
+    rolled, shuffled = (costs[TAMPERINGS[name]] for name in ("input_rolled", "input_shuffled"))
+    swapped = costs.get(TAMPERINGS["input_swapped"])
+    if swapped is None:
+        conclusion = "there is no other track to try"
+    elif not swapped.low > LEAST_LEAD:
+        conclusion = "it does not use its input"
+    elif not shuffled.low > LEAST_LEAD:
+        conclusion = "it goes by what its input sounds like, not by the order"
+    elif rolled.value > shuffled.value / 4:
+        conclusion = "its prediction moves in time with its input, as a copy's or a loop's does"
+    else:
+        conclusion = "it goes by the order of its input, but not to the frame: it recognises, it does not copy"
+    listed = ", ".join(f"{label} {cost}" for label, cost in costs.items())
+    return f"What costs it how much skill: {listed}: {conclusion}."
+
+
+def limit(evidence: Evidence, diagnosis: dict, slope: float | None, train_skill: float | None, is_last: bool) -> str:
+    """One line on what limits the model, the first of these that applies.
+
+    slope: the calibration slope. train_skill: of its epoch, on the training pairs. is_last: the evaluated epoch is the
+    last one logged, so validation was still falling when training ended.
+    """
+    rival = evidence.closest
+    found = []
+    if train_skill is not None and train_skill - evidence.skill.value > 0.15:
+        found.append(
+            f"it knows its training tracks better than new ones (skill {train_skill:+.2f} against "
+            f"{evidence.skill.value:+.2f}): more music"
+        )
+    if is_last:
+        found.append("its best epoch is the last one: training ended while it still improved")
+    if evidence.leads[rival].high < -LEAST_LEAD:
+        found.append(f"its input holds more than it finds: {RIVALS[rival]} reaches {evidence.skills[rival]:+.2f}")
+    if not found and slope is not None and slope < 0.8:
+        found.append(f"it is too bold (calibration slope {slope:.2f}): it moves further than it knows")
+    if not found:
+        course = max(diagnosis["bands"], key=lambda band: band["share"] * (1 - band["skill"]) if band["share"] else 0)
+        found.append(
+            f"what it cannot tell it averages out, as MSE asks: most of that is change at {course['label']}, "
+            f"where its skill is {course['skill']:+.2f}"
+        )
+    return f"What limits it: {'; '.join(found[:2])}."

@@ -1,0 +1,108 @@
+"""From the measured errors to results.json: the table's rows, the seconds, the tracks, the evidence for the verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from evaluation.measures import Errors, TrackErrors, by_track, effective_tracks, elements_per_second, ratio_over_tracks
+from evaluation.rows import ROWS
+from evaluation.sound import SoundRow, fad_floor, sound_columns
+from evaluation.verdict import RIVALS, Evidence, Interval
+
+
+def table_rows(
+    errors: dict[str, Errors], by_tracks: TrackErrors, sound: dict[str, SoundRow], tracks: list[str], elements: int
+) -> dict[str, dict]:
+    """The `rows` of results.json. elements: of one embedding."""
+    true_deviation = errors["ceiling"]["deviation"].sum()
+    counts = np.array([elements * len(group) for group in by_track(tracks).values()], np.float64)
+    rows = {}
+    for name, label in ROWS.items():
+        if name not in errors:
+            rows[name] = {"label": label, "note": "needs a second validation track"}
+            continue
+        mse, skill = ratio_over_tracks(by_tracks.total(name), counts), by_tracks.skill(name)
+        rows[name] = {
+            "label": label,
+            "mse": mse.value,
+            "mse_interval": (mse.low, mse.high),
+            "skill": by_tracks.pooled_skill(name),
+            "track_skill": skill.value,
+            "skill_interval": (skill.low, skill.high),
+            "deviation_ratio": errors[name]["deviation"].sum() / max(true_deviation, 1e-300),
+            "calibration_slope": by_tracks.slope(name),
+        }
+        if name != "model":
+            lead = by_tracks.lead("model", name)
+            rows[name] |= {"skill_difference": lead.value, "skill_difference_interval": (lead.low, lead.high)}
+        rows[name] |= sound_columns(sound[name], sound["truth"]) if name in sound else {"note": ""}
+    return rows
+
+
+def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: int) -> dict:
+    """The `per_second` of results.json."""
+    elements, found = elements_per_second(frames, channels, frame_rate), {}
+    for name in ROWS:
+        if name in errors:
+            parts, skill = errors[name]["seconds"], by_tracks.skill(name, "seconds")
+            found[name] = {
+                "mse": parts.sum(axis=0) / (elements * len(parts)),
+                "skill": skill.value,
+                "skill_interval": (skill.low, skill.high),
+            }
+    return found
+
+
+def track_table(by_tracks: TrackErrors, tracks: list[str], elements: int) -> list[dict[str, object]]:
+    """The `tracks` of results.json: pairs, MSE, skill and the best rival of each validation track."""
+    table = []
+    for number, (source, group) in enumerate(by_track(tracks).items()):
+        skills = {row: 1 - by_tracks.total(row)[number] / by_tracks.scale[number] for row in ("model", *RIVALS)}
+        best = max(RIVALS, key=lambda name: skills[name])
+        mse = by_tracks.total("model")[number] / (len(group) * elements)
+        table.append(
+            {"source": source, "pairs": len(group), "mse": mse, "skill": skills["model"],
+             "best_rival": best, "best_rival_skill": skills[best]}
+        )  # fmt: skip
+    return table
+
+
+def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
+    """What the verdict is decided on."""
+    totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *RIVALS)}
+    return Evidence(
+        tracks=len(by_tracks.scale),
+        shared_tracks=shared_tracks,
+        skill=_interval(by_tracks.skill("model")),
+        leads={name: _interval(by_tracks.lead("model", name)) for name in RIVALS},
+        lower_error={name: bool(totals["model"] < total) for name, total in totals.items()},
+        skills={name: float(by_tracks.skill(name).value) for name in RIVALS},
+        input_cost=_interval(by_tracks.lead("model", "input_swapped")) if "input_swapped" in by_tracks.sums else None,
+    )
+
+
+def reference(by_tracks: TrackErrors, sound: dict[str, SoundRow], seed: int) -> dict[str, float | None]:
+    """What helps to read the table: how many tracks count in total, and the FAD between two sets of true music."""
+    return {
+        "effective_tracks": effective_tracks(by_tracks.scale),
+        "fad_floor": fad_floor(sound["truth"].moments, seed) if "truth" in sound else None,
+    }
+
+
+def plain(value: object) -> object:
+    """`value` for JSON: arrays and tuples as lists, numbers that are not finite as null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _interval(estimate: tuple) -> Interval:
+    return Interval(*map(float, estimate))

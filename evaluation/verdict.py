@@ -1,0 +1,133 @@
+"""The verdict: one word by a stated rule, and the sentence with the numbers behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MIN_TRACKS = 10
+# A lead of less than a hundredth of the training mean's error is no lead, however certain it is: a mean estimated from
+# other tracks is that far off, and the untrained model is ahead of its own formula by a last bit.
+LEAST_LEAD = 0.01
+
+# What the model must beat besides the training mean, as the sentence names it.
+RIVALS = {
+    "repeat_input": "repeating the input",
+    "input_mean": "holding the input's average",
+    "shrunk_copy": "the shrunk copy of the input",
+    "ridge": "ridge regression",
+    "loop": "looping the input at its own period",
+    "position_mean": "the training mean by position, which never sees the input",
+}
+COPIES = ("repeat_input", "input_mean", "shrunk_copy")
+
+OPENINGS = {
+    "works": "Works",
+    "better_than_average": "Better than the average only",
+    "copies": "Copies",
+    "not_distinguishable": "Not distinguishable from predicting the average",
+    "worse": "Worse than predicting the average",
+    "undecided": "Undecided",
+}
+
+RULE = (
+    "A track's skill is 1 − its error ÷ its error under the training mean. A lead over a rival is the mean over tracks "
+    "of the model's skill less the rival's. It counts if its whole 95% interval is above 0.01 and the model's error "
+    "over all pairs together is lower too, so that neither one giant track nor a loud one decides. Works: leads the "
+    "training mean and every rival (repeating the input, its average, its shrunk copy, ridge, the loop, the training "
+    "mean by position) and uses its input: another track's input in place of the pair's own costs it skill, the whole "
+    "interval above 0.01. If not: copies, if it leads the training mean and uses its input but does not lead "
+    "repeating, averaging and shrinking it; better than the average only, if it leads the training mean; worse, if the "
+    "whole interval of its skill is below −0.01; else not distinguishable. Undecided with fewer than "
+    f"{MIN_TRACKS} validation tracks, or if the training had one of them too."
+)
+
+
+class Interval(NamedTuple):
+    """A number with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rule looks at; skills and leads are means over `tracks` tracks."""
+
+    tracks: int
+    shared_tracks: int  # that training had too
+    skill: Interval
+    leads: dict[str, Interval]  # over each of RIVALS
+    lower_error: dict[str, bool]  # over all pairs together, than each of RIVALS and "training_mean"
+    skills: dict[str, float]  # of each of RIVALS
+    input_cost: Interval | None  # the skill lost with another track's input; None if there is no other track
+
+    def beats(self, rival: str) -> bool:
+        """A lead that counts."""
+        lead = self.skill if rival == "training_mean" else self.leads[rival]
+        return lead.low > LEAST_LEAD and self.lower_error[rival]
+
+    @property
+    def uses_input(self) -> bool:
+        return self.input_cost is not None and self.input_cost.low > LEAST_LEAD
+
+    @property
+    def closest(self) -> str:
+        """The rival that comes out best against the model: of those it does not beat, if there are any."""
+        unbeaten = [name for name in RIVALS if not self.beats(name)]
+        return min(unbeaten or RIVALS, key=lambda name: self.leads[name].value)
+
+
+def decide(evidence: Evidence) -> str:
+    """The word, one of OPENINGS, by RULE."""
+    if evidence.tracks < MIN_TRACKS or evidence.shared_tracks:
+        return "undecided"
+    if evidence.beats("training_mean"):
+        if evidence.uses_input and all(map(evidence.beats, RIVALS)):
+            return "works"
+        if evidence.uses_input and not all(map(evidence.beats, COPIES)):
+            return "copies"
+        return "better_than_average"
+    return "worse" if evidence.skill.high < -LEAST_LEAD else "not_distinguishable"
+
+
+def verdict(evidence: Evidence) -> dict[str, str | bool]:
+    """`outcome`, `uses_input`, the `sentence` that gives the reasons, and the `rule`."""
+    outcome = decide(evidence)
+    sentence = f"{OPENINGS[outcome]}: {_reasons(evidence, outcome)}."
+    return {"outcome": outcome, "uses_input": evidence.uses_input, "sentence": sentence, "rule": RULE}
+
+
+def _reasons(evidence: Evidence, outcome: str) -> str:
+    rival = evidence.closest
+    if outcome == "copies":
+        rival = min((n for n in COPIES if not evidence.beats(n)), key=lambda name: evidence.leads[name].value)
+    name, lead = RIVALS[rival], evidence.leads[rival]
+    tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
+    if outcome == "undecided":
+        why = f"{tracks} for validation, {MIN_TRACKS} are needed"
+        if evidence.shared_tracks:
+            why = f"{evidence.shared_tracks} of {tracks} were in the training too"
+        return f"{why}; here its skill is {evidence.skill.value:+.2f}, that of {name} {evidence.skills[rival]:+.2f}"
+    skill = f"its skill is {evidence.skill} over {tracks}, 0 being the training mean and 1 the truth"
+    if outcome == "works":
+        return (
+            f"{skill}; it leads every rival, the closest, {name}, by {lead}, and it uses its input: another "
+            f"track's costs it {evidence.input_cost}"
+        )
+    if all(map(evidence.beats, RIVALS)):
+        against = "ahead of every rival"
+    elif lead.high < -LEAST_LEAD:
+        against = f"behind {name} with {evidence.skills[rival]:+.2f} (lead {lead})"
+    elif lead.low > LEAST_LEAD:
+        against = f"ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
+    else:
+        against = f"not ahead of {name} with {evidence.skills[rival]:+.2f} (lead {lead})"
+    if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
+        against = "but its error over all pairs together is above the training mean's"
+    blind = "" if evidence.uses_input else "; it does not use its input: another track's serves it as well"
+    return f"{skill}; {against}{blind}"

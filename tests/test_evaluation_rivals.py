@@ -1,0 +1,160 @@
+"""The rivals: what each must find, and that none sees what it is measured on."""
+
+import numpy as np
+import pytest
+import torch
+from planted import FRAMES, World, clip, copies, independent, statistics
+
+from evaluation.rivals import candidate_lags, fit, loop, phase_means
+
+
+def silent(done, total, what):
+    pass
+
+
+def mse(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    return float((prediction - target).square().mean())
+
+
+# ------------------------------------------------------------------ the loop
+
+
+@pytest.mark.parametrize("period", [40, 57, 93, 250])
+def test_the_loop_plays_a_period_on(rng, period):
+    once = torch.from_numpy(rng.normal(size=(128, period))).float()
+    song = once.repeat(1, 2400 // period + 1)[:, :2400]
+    noisy = song + 0.3 * torch.randn(128, 2400)
+    assert mse(loop(song[:, :1200], 75), song[:, 1200:]) < 1e-6
+    # The mean of all rounds that were heard is nearly free of their noise: what remains is the new one's.
+    rounds = 1200 // period
+    assert mse(loop(noisy[:, :1200], 75), noisy[:, 1200:]) < 0.09 * (1 + 2 / rounds)
+
+
+def test_the_loop_falls_back_to_the_average(rng):
+    noise = torch.from_numpy(rng.normal(size=(128, 1200))).float() + 5
+    average = noise.mean(dim=1, keepdim=True).expand_as(noise)
+    assert mse(loop(noise, 75), average) < 0.01
+    constant = torch.full((128, 300), 3.0)
+    torch.testing.assert_close(loop(constant, 75), constant)
+    torch.testing.assert_close(loop(torch.ones(128, 2), 75), torch.ones(128, 2))  # no lag fits in
+
+
+def test_lags_are_the_peaks_of_the_likeness(rng):
+    x = torch.from_numpy(rng.normal(size=(4, 200)))
+    x -= x.mean(dim=1, keepdim=True)
+
+    def likeness(lag: int) -> float:
+        early, late = x[:, : 200 - lag], x[:, lag:]
+        return float((early * late).sum() / (early.square().sum() * late.square().sum()).sqrt())
+
+    for lag in candidate_lags(x, 10):
+        assert 5 <= lag <= 160
+        assert likeness(lag) > likeness(lag - 1) and likeness(lag) >= likeness(lag + 1)
+    found = [likeness(lag) for lag in candidate_lags(x, 10)]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize(("frames", "lag"), [(10, 3), (12, 4), (7, 5), (9, 9)])
+def test_phase_means_are_the_means_of_what_came_before(frames, lag):
+    x = torch.randn(2, frames).double()
+    inside, after = phase_means(x, lag)
+    for t in range(lag, frames):
+        torch.testing.assert_close(inside[:, t - lag], x[:, t % lag : t : lag].mean(dim=1))
+    for t in range(frames, 2 * frames):
+        torch.testing.assert_close(after[:, t - frames], x[:, t % lag :: lag].mean(dim=1))
+    assert (inside.shape, after.shape) == ((2, frames - lag), (2, frames))
+
+
+# ------------------------------------------------------------------ fitted on training pairs
+
+
+def fitted(train: World):
+    mean, std, _ = statistics(train)
+    return fit(train, train.tracks, mean, std, silent)
+
+
+def test_ridge_finds_a_linear_rule(rng):
+    mixing = torch.from_numpy(rng.normal(size=(128, 128)) / 16).float()
+
+    def make(tracks: int) -> World:
+        pairs = []
+        for _ in range(tracks):
+            x = clip(rng) + 3
+            pairs.append((x, mixing @ x + 0.5 * x.mean(dim=1, keepdim=True) + 0.1 * clip(rng)))
+        return World(pairs, [f"track {k}" for k in range(tracks)])
+
+    found = fitted(make(40))
+    for source, target in make(3).items:
+        assert mse(found.ridge(source), target) < 0.03 * float(target.var())
+
+
+def test_ridge_is_the_closed_form(rng):
+    train = copies(rng, tracks=6, pairs=1)
+    found = fitted(train)
+    mean, std, _ = (x.double() for x in statistics(train))
+    x, y = (((torch.stack(side).double() - mean) / std) for side in zip(*train.items, strict=True))
+    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1).transpose(1, 2).reshape(-1, 256)
+    y = y.transpose(1, 2).reshape(-1, 128)
+    expected = torch.linalg.solve(x.T @ x + found.penalty * len(x) * torch.eye(256).double(), x.T @ y)
+    torch.testing.assert_close(found.weights, expected)
+
+
+def test_where_nothing_follows_ridge_becomes_the_mean(rng):
+    train, val = independent(rng, tracks=10, pairs=1), independent(rng, tracks=4, pairs=1)
+    found = fitted(train)
+    assert found.penalty >= 1
+    for source, target in val.items:
+        assert mse(found.ridge(source), target) < 1.02 * mse(found.mean.float().expand_as(target), target)
+
+
+@pytest.mark.parametrize("tracks", [["one"], ["one", "one", "one"], ["one", "two"]])
+def test_few_tracks_are_enough_to_fit(rng, tracks):
+    found = fitted(World([(clip(rng), clip(rng)) for _ in tracks], tracks))
+    assert found.ridge(clip(rng)).isfinite().all()
+
+
+def test_position_and_components_are_those_of_the_outputs(rng):
+    train = independent(rng, tracks=7, pairs=2)
+    for _, target in train.items:
+        target += 5 * torch.outer(torch.eye(128)[3], torch.sin(torch.arange(FRAMES) / 9))
+    found = fitted(train)
+    outputs = torch.stack([target for _, target in train.items]).double()
+    torch.testing.assert_close(found.by_position, outputs.mean(dim=0))
+    assert abs(found.components[3, 0]) > 0.9
+    torch.testing.assert_close(found.components.T @ found.components, torch.eye(128).double())
+
+
+def test_one_pair_at_a_time_is_read_in_order(rng):
+    train, read = independent(rng, tracks=5, pairs=2), []
+
+    class Watched:
+        def __len__(self):
+            return len(train)
+
+        def __getitem__(self, index):
+            read.append(index)
+            return train[index]
+
+    said = []
+    mean, std, _ = statistics(train)
+    fit(Watched(), train.tracks, mean, std, lambda done, total, what: said.append((done, total)))
+    assert read == list(range(10))
+    assert said[-1] == (10, 10)
+
+
+def test_folds_are_tracks_not_pairs(rng):
+    """A track's own quirk, the same in all its pairs, must not talk the penalty down."""
+    quirks = np.random.default_rng(0).normal(size=(6, 128, 128)) / 8
+
+    def make_pair(track: int):
+        source = clip(rng)
+        return source, torch.from_numpy(quirks[track]).float() @ source
+
+    train = World(
+        [make_pair(t) for t in range(6) for _ in range(4)], [f"track {t}" for t in range(6) for _ in range(4)]
+    )
+    found = fitted(train)
+    fresh = torch.from_numpy(rng.normal(size=(128, 128)) / 8).float()
+    source = clip(rng)
+    target = fresh @ source
+    assert mse(found.ridge(source), target) < 1.1 * mse(found.mean.float().expand_as(target), target)
