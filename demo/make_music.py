@@ -1,30 +1,82 @@
-"""Synthesise a few minutes of music with structure: what `make demo` trains on.
+"""Synthesise a songbook that can be learned from: what `make demo` trains on.
 
-    python demo/make_music.py                      # demo/music/track_NN.wav
-    python demo/make_music.py --num_tracks 12      # more of it
+    python demo/make_music.py                      # demo/music/song_NN.wav
+    python demo/make_music.py --num_tracks 100     # more of it
 
-Each track has its own key, one of two tempi, a chord progression and sounds: pads, bass, drums and a melody
-that wanders from bar to bar. What comes next can be guessed from what was heard, but never copied.
+A band knows eight riffs, each with its own tempo, key, chords, bass and drums. A song is a walk over them: after every
+riff a coin decides between two others. Above the band somebody improvises a melody that never comes back. What comes
+next is therefore never what was just played, nor its average; it can be known up to the coin and the
+melody, by whoever has learned the book. No two songs share half of either one, however they are laid on each other.
 All of it follows from the seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import arguments
-from common.arguments import file_path
+from common.arguments import file_path, number, parse_settings, seed_setting, setting
 from common.errors import run_script
 
 SAMPLE_RATE = 44100
-PROGRESSIONS = [(0, 5, 3, 4), (0, 3, 4, 0), (5, 3, 0, 4), (0, 4, 5, 3), (1, 4, 0, 5)]  # degrees of the scale
+NUM_RIFFS = 8
+STEPS = (1, 3)  # the coin: to the next riff of the ring, or to the one three further on
+PROGRESSIONS = [(0, 5), (0, 3), (5, 3), (0, 4), (1, 4), (3, 4), (2, 5), (0, 6)]  # degrees of the scale, a bar each
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    output_dir: str = setting("demo/music", "where the songs are written", type=file_path)
+    num_tracks: int = setting(32, "songs", type=number(int, at_least=1, at_most=10000))
+    riff_s: int = setting(4, "seconds of a riff", type=number(int, at_least=1, at_most=60))
+    riffs: int = setting(8, "riffs in a song", type=number(int, at_least=2, at_most=1000))
+    seed: int = seed_setting("the songbook")
+
+
+def main() -> int:
+    settings = parse_settings(Settings, __doc__)
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    book = [Riff(np.random.default_rng([settings.seed, 0, k]), k, settings.riff_s) for k in range(NUM_RIFFS)]
+    walks = draw_walks(np.random.default_rng([settings.seed, 1]), settings.num_tracks, settings.riffs)
+    for count, walk in enumerate(walks):
+        song = play(np.random.default_rng([settings.seed, 2, count]), [book[k] for k in walk])
+        soundfile.write(folder / f"song_{count:02d}.wav", song, SAMPLE_RATE)
+    print(f"{folder}: {len(walks)} songs of {settings.riffs * settings.riff_s} s")
+    return 0
+
+
+# ------------------------------------------------------------------ the order of the riffs
+
+
+def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[int]]:
+    """Walks over the riffs; a coin decides at each step. A walk is drawn anew while it shares half with another."""
+    walks: list[list[int]] = []
+    for _ in range(count):
+        for _attempt in range(1000):
+            walk = [int(rng.integers(NUM_RIFFS))]
+            while len(walk) < length:
+                walk.append((walk[-1] + int(rng.choice(STEPS))) % NUM_RIFFS)
+            if max((shared(walk, other) for other in walks), default=0) < length / 2:
+                break
+        walks.append(walk)
+    return walks
+
+
+def shared(first: list[int], second: list[int]) -> int:
+    """How many riffs two walks have in common at the shift at which they have most."""
+    length = len(first)
+    shifts = range(1 - length, length)
+    return max(sum(first[k] == second[k + s] for k in range(max(0, -s), min(length, length - s))) for s in shifts)
+
+
+# ------------------------------------------------------------------ sounds
 
 
 def tone(frequency: float, seconds: float, overtones: np.ndarray, attack: float, decay: float) -> np.ndarray:
@@ -46,68 +98,68 @@ def drum(rng: np.random.Generator, kind: str) -> np.ndarray:
     return 0.3 * np.diff(noise, prepend=0) * np.exp(-time * 60)
 
 
-def make_track(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """One track, float32 [seconds * 44100, 2]."""
-    beat = 60 / (90, 120)[rng.integers(2)]  # 6 or 8 bars in 16 s: what comes next starts on the beat
-    root, scale = 45 + int(rng.integers(0, 12)), (MAJOR, MINOR)[rng.integers(2)]
-    progression = PROGRESSIONS[rng.integers(len(PROGRESSIONS))]
-    pad, lead = (rng.random(6) / np.arange(1, 7) for _ in range(2))
-    motif = rng.integers(0, 5, size=8)  # steps of the scale above the chord, one each half beat
-    strokes = {kind: drum(rng, kind) for kind in ("kick", "snare", "hat")}
-    mix = np.zeros((int((seconds + 4) * SAMPLE_RATE), 2))
+class Track:
+    """Stereo samples to which sounds are added."""
 
-    def add(sound: np.ndarray, at: float, level: float, pan: float = 0.5) -> None:
+    def __init__(self, seconds: float):
+        self.mix = np.zeros((round(seconds * SAMPLE_RATE), 2))
+
+    def add(self, sound: np.ndarray, at: float, level: float, pan: float = 0.5) -> None:
         start = int(at * SAMPLE_RATE)
-        length = min(len(sound), len(mix) - start)
-        mix[start : start + length] += level * sound[:length, None] * (1 - pan, pan)
-
-    def pitch(step: int, octave: int = 0) -> float:
-        note = root + 12 * (octave + step // 7) + scale[step % 7]
-        return 440 * 2 ** ((note - 69) / 12)
-
-    for bar in range(int(seconds / (4 * beat)) + 1):
-        start, degree = bar * 4 * beat, progression[bar % 4]
-        motif[rng.integers(8)] = rng.integers(0, 5)  # the melody wanders: no bar comes back as it was
-        for third in (0, 2, 4):
-            add(tone(pitch(degree + third, 1), 4 * beat, pad, 0.08, 3.0), start, 0.06, 0.3 + 0.1 * third)
-        for half in range(8):
-            at, accent = start + half * beat / 2, rng.uniform(0.6, 1.2)
-            if half % 2 == 0:
-                fifth = 4 if half == 6 and rng.random() < 0.4 else 0
-                add(tone(pitch(degree + fifth), beat * 0.9, np.array([1, 0.5, 0.2]), 0.005, 0.5), at, 0.16)
-            if (half + motif[half]) % 3:
-                add(tone(pitch(degree + int(motif[half]), 2), beat * 0.6, lead, 0.005, 0.25), at, 0.09 * accent, 0.6)
-            add(strokes["hat"], at, 0.15 * accent, 0.55)
-        for kind, beats in (("kick", (0, 2, 2.5)), ("snare", (1, 3, 3.75)[: 2 + (rng.random() < 0.3)])):
-            for position in beats:
-                add(strokes[kind], start + position * beat, 0.35)
-    mix = mix[: int(seconds * SAMPLE_RATE)]
-    return (0.7 * mix / np.abs(mix).max()).astype(np.float32)
+        sound = sound[: max(0, len(self.mix) - start)]
+        self.mix[start : start + len(sound)] += level * sound[:, None] * (1 - pan, pan)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=file_path, default="demo/music", help="(default: %(default)s)")
-    parser.add_argument(
-        "--num_tracks", type=arguments.number(int, at_least=1, at_most=10000), default=14, help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=arguments.number(int, at_least=1, at_most=3600),
-        default=50,
-        help="of each track (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=arguments.number(int, at_least=0, below=2**63), default=7, help="(default: %(default)s)"
-    )
-    args = parser.parse_args()
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(args.num_tracks):
-        track = make_track(np.random.default_rng([args.seed, number]), args.seconds)
-        soundfile.write(folder / f"track_{number:02d}.wav", track, SAMPLE_RATE)
-    print(f"{folder}: {args.num_tracks} tracks of {args.seconds} s")
-    return 0
+class Riff:
+    """Some seconds of the band: tempo, key, chords, bass and drums are its own, and the same in every song."""
+
+    def __init__(self, rng: np.random.Generator, number: int, seconds: int):
+        self.seconds, self.beat = seconds, 60 / rng.uniform(84, 168)
+        self.root, self.scale = 40 + int(rng.integers(0, 12)), (MAJOR, MINOR)[rng.integers(2)]
+        self.chords = PROGRESSIONS[number % len(PROGRESSIONS)]
+        track, pad = Track(seconds), rng.random(6) / np.arange(1, 7)
+        bass, kicks, snares = rng.random(8) < 0.6, rng.random(8) < 0.35, rng.random(8) < 0.3
+        strokes = {kind: drum(rng, kind) for kind in ("kick", "snare", "hat")}
+        for half in range(int(2 * seconds / self.beat) + 1):  # half beats, eight to a bar
+            at, place = half * self.beat / 2, half % 8
+            if place == 0:
+                for third in (0, 2, 4):
+                    chord = tone(self.pitch(self.degree(at) + third, 1), 4 * self.beat, pad, 0.05, 3.0)
+                    track.add(chord, at, 0.09, 0.3 + 0.1 * third)
+            if bass[place] or place == 0:
+                track.add(
+                    tone(self.pitch(self.degree(at)), self.beat / 2, np.array([1, 0.5, 0.2]), 0.005, 0.5), at, 0.2
+                )
+            track.add(strokes["hat"], at, 0.12, 0.55)
+            if kicks[place] or place == 0:
+                track.add(strokes["kick"], at, 0.4)
+            if snares[place]:
+                track.add(strokes["snare"], at, 0.35)
+        self.mix = track.mix
+
+    def degree(self, at: float) -> int:
+        """The chord's degree of the scale at a time in seconds."""
+        return self.chords[int(at / (4 * self.beat)) % len(self.chords)]
+
+    def pitch(self, step: int, octave: int = 0) -> float:
+        """Hz of a step of the scale."""
+        return 440 * 2 ** ((self.root + 12 * (octave + step // 7) + self.scale[step % 7] - 69) / 12)
+
+
+def play(rng: np.random.Generator, riffs: list[Riff]) -> np.ndarray:
+    """One song, float32 [samples, 2]: the riffs end to end and a melody of its own above them."""
+    song = Track(sum(riff.seconds for riff in riffs))
+    lead, start = rng.random(4) / np.arange(1, 5), 0.0
+    for riff in riffs:
+        first = round(start * SAMPLE_RATE)
+        song.mix[first : first + len(riff.mix)] += riff.mix
+        for half in range(int(2 * riff.seconds / riff.beat)):
+            at = half * riff.beat / 2
+            if rng.random() < 0.3:
+                note = riff.pitch(riff.degree(at) + int(rng.integers(0, 5)), 2)
+                song.add(tone(note, riff.beat * 0.6, lead, 0.005, 0.25), start + at, rng.uniform(0.03, 0.08), 0.6)
+        start += riff.seconds
+    return (rng.uniform(0.8, 1.5) * song.mix).clip(-1, 1).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from evaluation.verdict import LEAST_LEAD, RIVALS, Evidence, Interval
 
 TAMPERINGS = {
     "input_rolled": "its input one frame late",
+    "input_rolled_back": "the same, answer moved back",
     "input_shuffled": "its input shuffled in time",
     "input_swapped": "another track's input",
 }
@@ -72,18 +73,19 @@ def where_it_lies(diagnosis: dict) -> str:
 def what_it_uses(diagnosis: dict) -> str:
     """What the tampered inputs show."""
     costs = {entry["label"]: Interval(entry["cost"], *entry["cost_interval"]) for entry in diagnosis["inputs"]}
-    rolled, shuffled = (costs[TAMPERINGS[name]] for name in ("input_rolled", "input_shuffled"))
-    swapped = costs.get(TAMPERINGS["input_swapped"])
+    rolled, back, shuffled, swapped = (costs.get(label) for label in TAMPERINGS.values())
     if swapped is None:
         conclusion = "there is no other track to try"
     elif not swapped.low > LEAST_LEAD:
         conclusion = "it does not use its input"
     elif not shuffled.low > LEAST_LEAD:
         conclusion = "it goes by what its input sounds like, not by the order"
-    elif rolled.value > shuffled.value / 4:
-        conclusion = "its prediction moves in time with its input, as a copy's or a loop's does"
+    elif rolled.value < shuffled.value / 4:
+        conclusion = "it recognises its input, to the frame or not"
+    elif back.value < rolled.value / 2:
+        conclusion = "its answer moves in time with its input, as a copy's or a loop's does"
     else:
-        conclusion = "it goes by the order of its input, but not to the frame: it recognises, it does not copy"
+        conclusion = "it goes by the exact place of every frame"
     listed = ", ".join(f"{label} {cost}" for label, cost in costs.items())
     return f"What costs it how much skill: {listed}: {conclusion}."
 

@@ -37,7 +37,7 @@ ROWS = {
 SOUND_ROWS = ("model", "model_quantized", "repeat_input", "loop", "training_mean", "other_track", "ceiling",
               "ceiling_quantized")  # fmt: skip
 # The model with its input tampered with: what does it use?
-TAMPERED = ("input_rolled", "input_shuffled", "input_swapped")
+TAMPERED = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swapped")
 
 
 class Dataset(Protocol):
@@ -140,6 +140,7 @@ class Comparison:
         """Each row's embeddings [128, T] after the input of pair `index`, and TAMPERED's."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
+        rolled = self.predict(source.roll(1, dims=1), index)
         shuffled = torch.from_numpy(np.random.default_rng([self.seed, index]).permutation(source.shape[1]))
         found = {
             "model": predicted,
@@ -153,7 +154,8 @@ class Comparison:
             "training_mean": self.fitted.mean.float().expand_as(source),
             "ceiling": target,
             "ceiling_quantized": self.codec.quantize(target[None])[0].cpu(),
-            "input_rolled": self.predict(source.roll(1, dims=1), index),
+            "input_rolled": rolled,
+            "input_rolled_back": rolled.roll(-1, dims=1),
             "input_shuffled": self.predict(source[:, shuffled], index),
         }
         if self.other is not None:

@@ -148,7 +148,7 @@ def test_a_jukebox_is_learned_by_who_knows_it(coin, rng):
     assert given["outcome"] == "works", given["sentence"]
     assert found.skill.value == pytest.approx(0.5 if coin else 1, abs=0.05)
     assert by_tracks.slope("model") == pytest.approx(1, abs=0.1)  # a hedge: half as deviating as the truth, and right
-    assert "recognises" in diagnose(by_tracks)["sentences"][1]
+    assert "recognises its input" in diagnose(by_tracks)["sentences"][1]
     course = jukebox.clips.mean(dim=0, keepdim=True)
     found, given, _ = examine(lambda x: course, train, val)
     assert given["outcome"] == "better_than_average" and not found.uses_input
@@ -225,12 +225,14 @@ def test_a_single_track_is_undecided_without_another_input(rng):
 def test_the_sentences_follow_the_planted_cause(rng):
     train, val = copies(rng), copies(rng)
     found = diagnose(examine(shrunk_copy(train), train, val)[2])
-    assert "moves in time with its input" in found["sentences"][1]
+    assert "its answer moves in time with its input" in found["sentences"][1]
     assert found["skill"] == pytest.approx(found["skill_of_average"] + found["skill_of_course"])
     found = diagnose(examine(lambda x: 0.8 * x.mean(dim=2, keepdim=True).expand_as(x), train, val)[2])
     assert found["skill_of_course"] == pytest.approx(0, abs=0.005)
     assert found["skill_of_average"] > 0.01
-    assert found["inputs"][1]["cost"] == pytest.approx(0, abs=1e-6)  # shuffled in time: the same average
+    assert found["inputs"][2]["cost"] == pytest.approx(0, abs=1e-6)  # shuffled in time: the same average
+    answers = oracle(val)
+    assert "exact place of every frame" in diagnose(examine(answers, train, val)[2])["sentences"][1]
     found = diagnose(examine(lambda x: torch.zeros_like(x), train, val)[2])
     assert "does not use its input" in found["sentences"][1]
 
