@@ -10,18 +10,14 @@ report.html (open it in a browser), results.json, the figures and the WAVs. Can 
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
 
-from audio.frozen_encodec import load_frozen_encodec, untrained_banner
-from audio.segments import to_pcm16, write_wav
 from common.arguments import (
+    answer_early,
     cache_setting,
     checkpoint_setting,
     dataset_setting,
@@ -31,30 +27,6 @@ from common.arguments import (
     parse_settings,
     seed_setting,
     setting,
-)
-from common.devices import pick_device
-from common.errors import UserError, printable, run_script
-from common.files import atomic_write, check_output_folder, lock_folder
-from dataset.pairs import METADATA_NAME, PairRow, read_metadata
-from dataset_wav_pairs import WavPairsDataset, prepare_cache
-from evaluation.diagnosis import diagnose, limit
-from evaluation.figures import draw_curves, draw_diagnosis, draw_per_second, mel_decibels, write_spectrogram
-from evaluation.measures import TrackErrors
-from evaluation.report import write_report
-from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
-from evaluation.rivals import fit
-from evaluation.rows import Comparison, Model, read_wav, spread_over_tracks
-from evaluation.sound import SOUND_S
-from evaluation.verdict import verdict
-from generate_continuation import check_codec, decode_joined
-from model_simple_transformer import SimpleTransformer
-from training.checkpoint import load_checkpoint
-from training.log import METRICS, read_metrics
-
-FORMAT = "jingle_d results 2"
-OUR_FORMATS = ("jingle_d results 1", FORMAT)
-OUR_FILES = re.compile(
-    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis)_(light|dark)\.png"
 )
 
 
@@ -75,6 +47,43 @@ class Settings:
     )
 
 
+if __name__ == "__main__":
+    answer_early(Settings, __doc__)
+
+import json
+import re
+import time
+
+from tqdm import tqdm
+
+from audio.frozen_encodec import untrained_banner
+from audio.segments import to_pcm16, write_wav
+from common.devices import pick_device
+from common.errors import UserError, printable, run_script
+from common.files import atomic_write, check_output_folder, lock_folder
+from dataset.pairs import METADATA_NAME, PairRow, read_metadata
+from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.diagnosis import diagnose, limit
+from evaluation.figures import draw_curves, draw_diagnosis, draw_per_second, mel_decibels, write_spectrogram
+from evaluation.measures import TrackErrors
+from evaluation.report import write_report
+from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
+from evaluation.rivals import fit
+from evaluation.rows import Comparison, Model, read_wav, spread_over_tracks
+from evaluation.sound import SOUND_S
+from evaluation.verdict import verdict
+from generate_continuation import decode_joined
+from model_simple_transformer import SimpleTransformer
+from training.checkpoint import load_checkpoint, load_codec
+from training.log import METRICS, read_metrics
+
+FORMAT = "jingle_d results 2"
+OUR_FORMATS = ("jingle_d results 1", FORMAT)
+OUR_FILES = re.compile(
+    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis)_(light|dark)\.png"
+)
+
+
 def main() -> int:
     settings, started = parse_settings(Settings, __doc__), time.monotonic()
     device, output_dir, dataset_dir = pick_device(settings.device), Path(settings.output_dir), settings.dataset_dir
@@ -84,8 +93,7 @@ def main() -> int:
     checkpoint = load_checkpoint(settings.checkpoint)  # read once: a running training may replace the file
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
     check_is_ours(output_dir)
-    codec = load_frozen_encodec(settings.encodec_weights or checkpoint["config"]["encodec_weights"], device)
-    check_codec(checkpoint, codec, settings.checkpoint)
+    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     if not codec.is_pretrained:
         print(untrained_banner(codec), file=sys.stderr)
     train, val = (WavPairsDataset(Path(dataset_dir, split), codec, settings.cache_dir) for split in ("train", "val"))

@@ -6,10 +6,10 @@ from evaluation.measures import BANDS, COMPONENTS, TrackErrors
 from evaluation.verdict import LEAST_LEAD, RIVALS, Evidence, Interval
 
 TAMPERINGS = {
-    "input_rolled": "its input one frame late",
-    "input_rolled_back": "the same, answer moved back",
-    "input_shuffled": "its input shuffled in time",
-    "input_swapped": "another track's input",
+    "input_rolled": "a frame late",
+    "input_rolled_back": "late, answer moved back",
+    "input_shuffled": "shuffled in time",
+    "input_swapped": "another track's",
 }
 DRAWN_RIVALS = ("shrunk_copy", "loop")
 SPEAKING_SHARE = 0.05  # a band with less of the error is not worth a sentence
@@ -83,11 +83,11 @@ def what_it_uses(diagnosis: dict) -> str:
     elif rolled.value < shuffled.value / 4:
         conclusion = "it recognises its input, to the frame or not"
     elif back.value < rolled.value / 2:
-        conclusion = "its answer moves in time with its input, as a copy's or a loop's does"
+        conclusion = "its answer moves in time with its input, frame by frame"
     else:
         conclusion = "it goes by the exact place of every frame"
     listed = ", ".join(f"{label} {cost}" for label, cost in costs.items())
-    return f"What costs it how much skill: {listed}: {conclusion}."
+    return f"What it loses with its input {listed}: {conclusion}."
 
 
 def limit(evidence: Evidence, diagnosis: dict, slope: float | None, train_skill: float | None, is_last: bool) -> str:

@@ -52,8 +52,11 @@ SPECTROGRAM_LOWEST_HZ = 50.0
 
 
 @contextmanager
-def _chart(folder: Path, name: str, theme: str, heights: tuple[float, ...], **subplots: object) -> Iterator[list[Axes]]:
-    """Axes of a chart in the theme's colours, written as NAME_THEME.png when the block ends."""
+def _chart(folder: Path, name: str, theme: str, heights: tuple[float, ...]) -> Iterator[list[Axes]]:
+    """Axes of a chart in the theme's colours, written as NAME_THEME.png when the block ends.
+
+    heights: of the panels, in inches. The legend names what the first of them shows.
+    """
     ink, grid = THEMES[theme]["ink"], THEMES[theme]["grid"]
     style = {
         "font.size": 11,
@@ -74,9 +77,11 @@ def _chart(folder: Path, name: str, theme: str, heights: tuple[float, ...], **su
     }
     with matplotlib.rc_context(style):
         # Narrow, so that the letters are still readable when a phone shrinks the picture to its width.
-        size = (5.2, 1.2 + sum(heights))
+        size = (5.2, 0.9 + sum(heights))
         figure = Figure(figsize=size, facecolor=THEMES[theme]["page"], layout="constrained")
-        yield list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, **subplots)))
+        panels = list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)))
+        yield panels
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         picture = io.BytesIO()
         figure.savefig(picture, dpi=160, format="png")
         with atomic_write(folder / f"{name}_{theme}.png") as beside:
@@ -113,7 +118,6 @@ def draw_per_second(folder: Path, per_second: dict[str, dict]) -> None:
             bottom.set_xlabel("second of the continuation")
             bottom.set_xlim(0, len(middles))
             bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            top.legend(loc="upper center", bbox_to_anchor=(0.5, 1.37), ncols=2)
 
 
 def draw_diagnosis(folder: Path, diagnosis: dict) -> None:
@@ -121,11 +125,11 @@ def draw_diagnosis(folder: Path, diagnosis: dict) -> None:
 
     diagnosis: as in results.json. Bars and whiskers are the model's, marks its rivals'.
     """
-    inputs = [{"label": "its own input", "skill": diagnosis["skill"]}, *diagnosis["inputs"]]
+    inputs = [{"label": "as it is", "skill": diagnosis["skill"]}, *diagnosis["inputs"]]
     panels = {
         "the clip's average, and change at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
         "principal components": diagnosis["components"],
-        "fed with": inputs,
+        "with its input": inputs,
     }
     marks = {"shrunk_copy": "s", "loop": "D"}
     for theme in THEMES:
@@ -146,9 +150,9 @@ def draw_diagnosis(folder: Path, diagnosis: dict) -> None:
                 axis.invert_yaxis()
                 axis.set_title(title, fontsize=10, loc="left")
                 axis.axvline(0, color=THEMES[theme]["ink"], linewidth=0.8)
-            axes[0].set_xlim(-0.6, 1.02)
+            lowest = min(entry["skill"] for entries in panels.values() for entry in entries)
+            axes[0].set_xlim(max(-1.05, min(-0.2, lowest - 0.05)), 1.02)
             axes[-1].set_xlabel("skill: 0 the training mean, 1 the truth")
-            axes[0].legend(loc="upper center", bbox_to_anchor=(0.3, 1.42), ncols=3)
 
 
 def draw_curves(folder: Path, epochs: list[dict], baselines: dict[str, float], evaluated_epoch: int) -> None:
@@ -176,7 +180,6 @@ def draw_curves(folder: Path, epochs: list[dict], baselines: dict[str, float], e
             axes.set_xlabel("epoch" + "".join(f"\n{line}" for line in above))
             axes.set_ylabel("MSE of embeddings")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.37), ncols=2)
 
 
 # ------------------------------------------------------------------ spectrograms

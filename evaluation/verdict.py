@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MIN_TRACKS = 10
+from training.log import TRACKS_FOR_A_VERDICT
+
 # A lead of less than a hundredth of the training mean's error is no lead, however certain it is: a mean estimated from
 # other tracks is that far off, and the untrained model is ahead of its own formula by a last bit.
 LEAST_LEAD = 0.01
@@ -17,7 +18,7 @@ RIVALS = {
     "shrunk_copy": "the shrunk copy of the input",
     "ridge": "ridge regression",
     "loop": "looping the input at its own period",
-    "position_mean": "the training mean by position, which never sees the input",
+    "position_mean": "the training mean by position",
 }
 COPIES = ("repeat_input", "input_mean", "shrunk_copy")
 
@@ -39,7 +40,7 @@ RULE = (
     "interval above 0.01. If not: copies, if it leads the training mean and uses its input but does not lead "
     "repeating, averaging and shrinking it; better than the average only, if it leads the training mean; worse, if the "
     "whole interval of its skill is below −0.01; else not distinguishable. Undecided with fewer than "
-    f"{MIN_TRACKS} validation tracks, or if the training had one of them too."
+    f"{TRACKS_FOR_A_VERDICT} validation tracks, or if the training had one of them too."
 )
 
 
@@ -84,7 +85,7 @@ class Evidence:
 
 def decide(evidence: Evidence) -> str:
     """The word, one of OPENINGS, by RULE."""
-    if evidence.tracks < MIN_TRACKS or evidence.shared_tracks:
+    if evidence.tracks < TRACKS_FOR_A_VERDICT or evidence.shared_tracks:
         return "undecided"
     if evidence.beats("training_mean"):
         if evidence.uses_input and all(map(evidence.beats, RIVALS)):
@@ -109,15 +110,19 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     name, lead = RIVALS[rival], evidence.leads[rival]
     tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
     if outcome == "undecided":
-        why = f"{tracks} for validation, {MIN_TRACKS} are needed"
+        why = f"{tracks} for validation, {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
             why = f"{evidence.shared_tracks} of {tracks} were in the training too"
         return f"{why}; here its skill is {evidence.skill.value:+.2f}, that of {name} {evidence.skills[rival]:+.2f}"
-    skill = f"its skill is {evidence.skill} over {tracks}, 0 being the training mean and 1 the truth"
+    value, low, high = evidence.skill
+    skill = (
+        f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks}), where 0 is predicting the "
+        "average and 1 the truth"
+    )
     if outcome == "works":
         return (
-            f"{skill}; it leads every rival, the closest, {name}, by {lead}, and it uses its input: another "
-            f"track's costs it {evidence.input_cost}"
+            f"{skill}; it leads every rival, {name}, the closest, by {lead}; and it uses its input: another track's "
+            f"costs it {evidence.input_cost}"
         )
     if all(map(evidence.beats, RIVALS)):
         against = "ahead of every rival"

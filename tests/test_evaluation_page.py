@@ -110,7 +110,7 @@ def test_results_are_complete(place, results):
     )  # stale ones are gone
     assert len({example["source"] for example in results["examples"]}) == 2
     # Every key of results.json stands on the page that explains them.
-    explained = Path(__file__).parent.parent.joinpath("docs/results_json.md").read_text()
+    explained = Path(__file__).parent.parent.joinpath("docs/results.md").read_text()
     for name in [*results, *results["rows"]["loop"], *results["diagnosis"], *results["verdict"], *results["dataset"]]:
         assert f"`{name}`" in explained, name
 
@@ -172,7 +172,7 @@ def test_foreign_data_is_refused(place, fails, tmp_path):
     checkpoint = torch.load(place / "ck/best_model.pt", weights_only=True)
     save_checkpoint([tmp_path / "codec.pt"], checkpoint | {"codec": "another"})
     save_checkpoint([tmp_path / "long.pt"], checkpoint | {"num_samples": 16 * RATE})
-    fails(*arguments(place, "--checkpoint", tmp_path / "codec.pt"), says="codec another, but --encodec_weights gives")
+    fails(*arguments(place, "--checkpoint", tmp_path / "codec.pt"), says="trained on embeddings of codec another")
     fails(*arguments(place, "--checkpoint", tmp_path / "long.pt"), says="trained on segments of 384000 samples")
     shutil.copytree(place / "ds", tmp_path / "ds")
     for role in ("input", "output"):
