@@ -50,9 +50,9 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from audio.segments import SAMPLE_RATE
-from common.machine import available_cores
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
+from common.machine import available_cores
 from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
