@@ -57,5 +57,8 @@ soak: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_benchmarks.py
 
+study: $(VENV)/.installed
+	$(BIN)/python benchmarks/study_planted.py
+
 clean:
 	rm -rf demo/music demo/output

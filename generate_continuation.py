@@ -90,15 +90,6 @@ def decode_joined(codec: FrozenEncodec, context: torch.Tensor, continuation: tor
     return codec.decode(joined).cpu(), context.shape[2] * HOP_LENGTH
 
 
-def check_codec(checkpoint: dict, codec: FrozenEncodec, path: str | os.PathLike) -> None:
-    """UserError that names both codecs if the checkpoint was not trained on this one's embeddings."""
-    if checkpoint["codec"] != codec.fingerprint:
-        raise UserError(
-            f"{path}: trained on embeddings of codec {checkpoint['codec']}, but --encodec_weights gives "
-            f"{codec.fingerprint}; use the weights it was trained with"
-        )
-
-
 def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     """The last `num_samples` of a song, and the second before them (empty if the song does not have it), float32.
 
@@ -178,9 +169,10 @@ def main() -> int:
     if not ends:
         return 1
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
-    print(untrained_banner(codec), end="\n" if untrained_banner(codec) else "", file=sys.stderr)
+    if not codec.is_pretrained:
+        print(untrained_banner(codec), file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(output_dir)
+    remove_partial_files(output_dir, min_age_s=3600)
     for path, name, segment, before in ends:
         context = encode_end(codec, segment, before)
         continuation = continue_embeddings(model, context, settings.num_segments)

@@ -169,7 +169,10 @@ class Workers:
         self._pool = None
         if num_workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=exit_with_parent)
+            try:
+                self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=exit_with_parent)
+            except OSError as error:  # its semaphores live in /dev/shm
+                raise UserError(f"no shared memory for several processes ({error}); add --num_workers 1") from error
 
     def __enter__(self) -> Workers:
         return self
