@@ -37,14 +37,21 @@ class AudioReader:
         raise NotImplementedError
 
     def _mono(self, block: np.ndarray) -> np.ndarray:
-        """[samples, channels] -> [samples]; channel by channel, so that each sum has one order in any block."""
-        mono = block[:, 0].copy()
-        for channel in range(1, block.shape[1]):
+        """float32, or int16, [samples, channels] -> float32 [samples].
+
+        Channel by channel, so that each sum has one order in any block; of int16 the sums are exact.
+        """
+        channels = block.shape[1]
+        mono = np.add(block[:, 0], block[:, 1] if channels > 1 else np.float32(0), dtype=np.float32)
+        for channel in range(2, channels):
             mono += block[:, channel]
-        mono /= block.shape[1]
-        if block.shape[1] > 1 and not self.channels_cancel:
+        full_scale = 32768 if block.dtype == np.int16 else 1
+        mono /= channels * full_scale
+        if channels > 1 and not self.channels_cancel:
             with np.errstate(over="ignore", invalid="ignore"):
-                self.channels_cancel = mono @ mono < 1e-6 * len(mono) and block[:, 0] @ block[:, 0] > 1e-4 * len(mono)
+                if mono @ mono < 1e-6 * len(mono):
+                    first = block[:, 0].astype(np.float32) / full_scale
+                    self.channels_cancel = first @ first > 1e-4 * len(first)
         return mono
 
 

@@ -87,10 +87,11 @@ class SndfileReader(AudioReader):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         done = 0
+        numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # a third of the time
         try:
             while done < self._frames:
                 wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
-                block = self._audio.read(wanted, "float32", always_2d=True)
+                block = self._audio.read(wanted, numbers, always_2d=True)
                 if len(block) == 0:
                     break
                 done += len(block)

@@ -6,14 +6,13 @@ Files are read as a stream, so a three-hour mix needs no more memory than a song
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
+import struct
 from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio.transforms
 
@@ -59,7 +58,7 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
         if track_start + have < segment_start + segment_in:
             return
         heard = track[:wanted]
-        if np.abs(heard).max() <= MAX_SAMPLE:  # false for NaN
+        if heard.max() <= MAX_SAMPLE and heard.min() >= -MAX_SAMPLE:  # false for NaN
             first_output = (segment_start - track_start) // o * n
             yield resample(heard, audio.sample_rate, sample_rate)[first_output : first_output + segment_out]
         else:
@@ -111,7 +110,8 @@ def level_dbfs(segment: np.ndarray) -> float:
 
     About its mean, as a constant offset is as silent as zeros.
     """
-    mean_square = float(np.var(segment, dtype=np.float64))
+    centred = segment - segment.mean(dtype=np.float64).astype(np.float32)
+    mean_square = float(centred @ centred) / len(segment)
     return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
 
 
@@ -120,20 +120,28 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
 
     The inverse of libsndfile's reading (int16 / 32768): 16-bit input comes back unchanged.
     """
-    scaled = np.rint(segment * np.float32(32768))
+    scaled = segment * np.float32(32768)
+    np.rint(scaled, out=scaled)
+    if scaled.max() <= 32767 and scaled.min() >= -32768:
+        return scaled.astype(np.int16), 0
     clipped = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 
 
 def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
     """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all, `comment` in its header."""
-    content = io.BytesIO()
-    with soundfile.SoundFile(content, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as audio:
-        if comment:
-            audio.comment = comment
-        audio.write(pcm16)
     with atomic_write(path) as beside:
-        beside.write_bytes(content.getbuffer())
+        beside.write_bytes(wav_bytes(pcm16, sample_rate, comment))
+
+
+def wav_bytes(pcm16: np.ndarray, sample_rate: int, comment: str = "") -> bytes:
+    """int16 [samples] -> the content of a mono 16-bit WAV, `comment` in its header."""
+    text = comment.encode() + b"\0" * (2 - len(comment.encode()) % 2)
+    info = struct.pack("<4sI4s4sI", b"LIST", 12 + len(text), b"INFO", b"ICMT", len(text)) + text if comment else b""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    data = pcm16.astype("<i2", copy=False).tobytes()
+    body = b"WAVE" + form + info + struct.pack("<4sI", b"data", len(data)) + data
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
 
 
 def _ratio(rate: int, sample_rate: int) -> tuple[int, int]:

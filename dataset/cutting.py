@@ -25,15 +25,16 @@ import numpy as np
 import torch
 
 from audio.reading import AudioError, open_audio
-from audio.segments import MAX_SAMPLE, SAMPLE_RATE, level_dbfs, stream_segments, to_pcm16, write_wav
-from common.errors import UserError
+from audio.segments import MAX_SAMPLE, SAMPLE_RATE, level_dbfs, stream_segments, to_pcm16, wav_bytes
+from common.errors import UserError, name_in_errors
 from dataset.pairs import digest_of
 from dataset.recordings import Fingerprint
 from dataset.selection import Segment, Track
 
 STAGING_NAME = ".staging"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
-LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
+# To recognise the same recording in another file, so much of a track is read in any case, and used at most.
+LISTEN_S, FINGERPRINT_S = 120, 600
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -117,11 +118,12 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
                     break
                 segment, pcm16 = _examine(samples, cut.min_level_db)
                 segments.append(segment)
-                fingerprint.add(samples if segment.digest else np.zeros_like(samples))
+                if index * cut.segment_duration < FINGERPRINT_S:
+                    fingerprint.add(samples if segment.digest else np.zeros_like(samples))
                 if previous is not None and segment.usable and written < pairs:
                     if not (folder / f"{index - 1:05d}.wav").exists():
-                        write_wav(folder / f"{index - 1:05d}.wav", previous, SAMPLE_RATE)
-                    write_wav(folder / f"{index:05d}.wav", pcm16, SAMPLE_RATE)
+                        _write(folder / f"{index - 1:05d}.wav", previous)
+                    _write(folder / f"{index:05d}.wav", pcm16)
                     written += 1
                 previous = pcm16 if segment.usable else None
             problem, seconds = audio.problem, audio.seconds
@@ -138,6 +140,11 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
         problems.append(cancel if audio.channels_cancel else quiet)
     problem = "; ".join(problems)
     return segments, written, is_whole, problem
+
+
+def _write(path: Path, pcm16: np.ndarray) -> None:
+    with name_in_errors(path):  # not atomic: the folder is
+        path.write_bytes(wav_bytes(pcm16, SAMPLE_RATE))
 
 
 def _staging_key(cut: Cut, source: str, pairs: int) -> str:
