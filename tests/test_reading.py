@@ -49,7 +49,7 @@ def test_it_is_read_as_far_as_it_is_good(tmp_path, name, capfd):
     assert capfd.readouterr() == ("", ""), "the decoder speaks to the terminal"
     assert animal.says in problem and bool(animal.says) == bool(problem), problem
     assert animal.seconds - 0.05 <= len(samples) / rate
-    assert len(samples) / rate <= (25 if animal.seconds > 13 else 12.3)
+    assert len(samples) / rate <= (25 if animal.seconds > 13 or "chained" in name else 12.3)
     # Each stretch is the song's, at its place: right speed, nothing spliced.
     truth, seconds = song(rate=rate).mean(axis=1), min(12, len(samples) / rate)
     delays = []
