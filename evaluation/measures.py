@@ -6,6 +6,8 @@ with an interval counts each track once.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +24,23 @@ TINY = 1e-300
 Errors = dict[str, np.ndarray]
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, torch computes with one thread: what is measured here gains little from more, and loses much where other
+    programs want the cores (a matrix square root took 30 times as long on two busy ones).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # ------------------------------------------------------------------ one continuation against the truth
 
 
+@one_thread()
 def compare(
     prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor, components: torch.Tensor, frame_rate: int
 ) -> Errors:

@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from evaluation.measures import one_thread
+
 LOOP_CANDIDATES = 12
 LOOP_SHORTEST_S = 0.5
 LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag leaves too little to test it on
@@ -39,20 +41,23 @@ class Pairs(Protocol):
 # ------------------------------------------------------------------ inside the input
 
 
+@one_thread()
 def loop(embedding: torch.Tensor, frame_rate: int) -> torch.Tensor:
     """Continue [128, T] by its own repetition, [128, T].
 
     Candidates are the 12 highest peaks of the normalised autocorrelation at lags from 0.5 s to 0.8 T. For each, every
     frame is predicted by the mean of the frames whole lags before it, times a gain in [0, 1] by least squares; the
-    lag that predicts the input best (error ÷ energy, over the frames with a lag before them) continues it. All of it
-    is about the input's average over time; where no lag helps, the gain is 0 and the average is what is left.
+    lag that predicts the input's second half best (error ÷ energy, over the frames with a lag before them) continues
+    it. All of it is about the input's average over time; where no lag helps, the gain is 0 and the average remains.
     """
     mean = embedding.double().mean(dim=1, keepdim=True)
     x = embedding.double() - mean
+    frames = x.shape[1]
     best_share, best = 1.0, torch.zeros_like(x)
     for lag in candidate_lags(x, frame_rate):
         prediction, continued = phase_means(x, lag)
-        tested = x[:, lag:]
+        start = max(lag, frames // 2)
+        prediction, tested = prediction[:, start - lag :], x[:, start:]
         gain = float(((tested * prediction).sum() / prediction.square().sum().clamp_min(1e-30)).clamp(0, 1))
         share = float((tested - gain * prediction).square().sum() / tested.square().sum().clamp_min(1e-30))
         if share < best_share:
@@ -107,11 +112,13 @@ class Fitted:
     by_position: torch.Tensor  # [128, T]: the mean output, frame by frame
     components: torch.Tensor  # [128, 128]: principal directions of outputs about μ, a column each, strongest first
 
+    @one_thread()
     def ridge(self, embedding: torch.Tensor) -> torch.Tensor:
         """[128, T] -> [128, T]"""
         return (self.mean + self.std * (self.weights.T @ _features(embedding, self.mean, self.std))).float()
 
 
+@one_thread()
 def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> Fitted:
     """Fit ridge, the mean by position and the principal components, one pair at a time in memory.
 

@@ -5,9 +5,7 @@ To be compared as sound, a continuation [128, T] is decoded on its own, and its 
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 import torchaudio
 
 from audio.frozen_encodec import FrozenEncodec
+from evaluation.measures import one_thread
 
 SOUND_S = 8  # of each continuation: half the time of 16 s, and more frames than a covariance needs
 SETTLE_S = 0.2  # in which decoder and encoder, both started from nothing, settle; left out of FAD and MSE
@@ -22,19 +21,6 @@ KEPT_CLIPS = 256  # of 0.5 MB each
 CHROMA_POINTS = 8192  # at 4096, octaves below C3 have notes without a bin
 JACKKNIFE_GROUPS = 10
 HALVINGS = 5
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Within, torch computes with one thread: matrices of 128 rows gain nothing from more, and lose much where other
-    programs want the cores (a square root took 30 times as long on two busy ones).
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------ listening

@@ -16,11 +16,11 @@ from audio.segments import write_wav
 from common.errors import UserError
 from dataset.pairs import PairRow, write_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
-from evaluation.measures import TrackErrors
+from evaluation.measures import TrackErrors, one_thread
 from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
 from evaluation.rivals import fit
 from evaluation.rows import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
-from evaluation.sound import Listener, one_thread
+from evaluation.sound import Listener
 
 RATE = 24000
 TRACKS = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
