@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Threads that spin while they wait would make every test crawl on a busy machine; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import soundfile
