@@ -76,7 +76,7 @@ def create_dataset(settings: Settings) -> None:
     found = find_sources(input_dir, output_dir)
     if found.own_folders or found.own_files:
         print(
-            f"passed over, as made by this project: {found.own_folders} folders, {found.own_files} files",
+            f"passed over as this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
             file=sys.stderr,
         )
     if not found.files:
@@ -172,9 +172,10 @@ def _report_changes(previous: Metadata, sources: list[str], output_dir: Path) ->
         )
     for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
         if names:
-            print(f"{len(names)} audio files {what}: {', '.join(names[:5])}{', ...' if names[5:] else ''}", flush=True)
+            more = f" and {len(names) - 5} more" if names[5:] else ""
+            print(f"{what} since: {', '.join(names[:5])}{more}", flush=True)
     if now == before:
-        print("audio files have changed", flush=True)
+        print("some audio files have changed since", flush=True)
 
 
 def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bool:

@@ -31,7 +31,7 @@ from dataset.pairs import digest_of
 from dataset.recordings import Fingerprint
 from dataset.selection import Segment, Track
 
-STAGING_NAME = ".staging"
+STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
 # To recognise the same recording in another file, so much of a track is read in any case, and used at most.
 LISTEN_S, FINGERPRINT_S = 120, 600
@@ -89,21 +89,17 @@ def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:
     partial.mkdir(parents=True)
     segments, staged_pairs, is_whole, problem = _cut(cut, path, pairs, partial)
     if _staging_key(cut, source, pairs) != key:
-        segments, staged_pairs, is_whole, problem = (
-            [],
-            0,
-            True,
-            "changed while it was read; run again when it is complete",
-        )
+        segments, staged_pairs, is_whole = [], 0, True
+        problem = "changed while it was read; run again when it is complete"
     record = {"segments": [asdict(s) for s in segments], "staged_pairs": staged_pairs, "is_whole": is_whole}
-    (partial / "track.json").write_text(json.dumps(record | {"problem": problem}))
+    _write(partial / "track.json", json.dumps(record | {"problem": problem}).encode())
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     return Track(source, segments, staged_pairs, is_whole, problem, str(final))
 
 
 def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
-    """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and prints.npy, into `folder`.
+    """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and its prints, into `folder`.
 
     Returns the segments that were read, the number of pairs written, whether that is the whole track, and the problem.
     """
@@ -121,15 +117,16 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
                 if index * cut.segment_duration < FINGERPRINT_S:
                     fingerprint.add(samples if segment.digest else np.zeros_like(samples))
                 if previous is not None and segment.usable and written < pairs:
-                    if not (folder / f"{index - 1:05d}.wav").exists():
-                        _write(folder / f"{index - 1:05d}.wav", previous)
-                    _write(folder / f"{index:05d}.wav", pcm16)
+                    for number, segment_pcm16 in ((index - 1, previous), (index, pcm16)):
+                        wav = folder / f"{number:05d}.wav"
+                        if not wav.exists():
+                            _write(wav, wav_bytes(segment_pcm16, SAMPLE_RATE))
                     written += 1
                 previous = pcm16 if segment.usable else None
             problem, seconds = audio.problem, audio.seconds
     except AudioError as error:
         return [], 0, True, str(error)
-    np.save(folder / "prints.npy", fingerprint.prints())
+    _write(folder / PRINTS_NAME, fingerprint.prints().tobytes())
     problems = [problem] if problem else []
     if broken := sum(not segment.digest for segment in segments):
         problems.append(f"segments with NaN or samples beyond {MAX_SAMPLE:.0f} times full scale, left out: {broken}")
@@ -138,13 +135,12 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
     elif written == 0:
         cancel, quiet = "its channels cancel: their mean is silence", "no two neighbouring segments are loud enough"
         problems.append(cancel if audio.channels_cancel else quiet)
-    problem = "; ".join(problems)
-    return segments, written, is_whole, problem
+    return segments, written, is_whole, "; ".join(problems)
 
 
-def _write(path: Path, pcm16: np.ndarray) -> None:
+def _write(path: Path, content: bytes) -> None:
     with name_in_errors(path):  # not atomic: the folder is
-        path.write_bytes(wav_bytes(pcm16, SAMPLE_RATE))
+        path.write_bytes(content)
 
 
 def _staging_key(cut: Cut, source: str, pairs: int) -> str:

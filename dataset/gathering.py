@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.cutting import Cut, Workers, header_seconds, stage_track
+from dataset.cutting import PRINTS_NAME, Cut, Workers, header_seconds, stage_track
 from dataset.recordings import find_repeats
 from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
 
@@ -100,8 +100,8 @@ def _compare(order: list[str], tracks: dict[str, Track]) -> tuple[dict[str, list
 
 
 def _prints(track: Track) -> np.ndarray:
-    path = Path(track.staged, "prints.npy")
-    return np.load(path) if path.exists() else np.zeros(0, np.uint32)
+    path = Path(track.staged, PRINTS_NAME)
+    return np.frombuffer(path.read_bytes() if path.exists() else b"", np.uint32)
 
 
 def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:

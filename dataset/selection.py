@@ -27,7 +27,7 @@ class Track:
     staged_pairs: int = 0  # of its first usable pairs, the segments are staged
     is_whole: bool = True  # it was read to its end
     problem: str = ""  # what is not whole, or why it gave nothing
-    staged: str = ""  # folder with NNNNN.wav for each staged segment and prints.npy
+    staged: str = ""  # folder with NNNNN.wav for each staged segment, and its prints
 
     def wav(self, index: int) -> Path:
         return Path(self.staged) / f"{index:05d}.wav"

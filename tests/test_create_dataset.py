@@ -20,6 +20,7 @@ from test_segments import whole_resample
 import create_dataset_pairs_wav
 from audio.segments import write_wav
 from common.errors import UserError
+from dataset import cutting
 from dataset.pairs import digest_of, read_metadata
 
 SCRIPT = "create_dataset_pairs_wav.py"
@@ -140,7 +141,7 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     for number in range(5, 9):
         write_track(tmp_path / "m" / f"{number}.wav", 6.2, seed=number)
     result = create(tmp_path / "m", tmp_path / "d")
-    assert "4 audio files added: 5.wav, 6.wav, 7.wav, 8.wav" in result.stdout
+    assert "added since: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
     now = {source: split for split in ("train", "val") for source in sources(tmp_path / "d", split)}
     assert splits.items() <= now.items() and len(now) == 9
     assert digests <= set(read_metadata(tmp_path / "d/metadata.txt").digests.values()), "old embeddings are of no use"
@@ -213,6 +214,26 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     assert "cover.jpg" not in result.stderr and "list.m3u" not in result.stderr
 
 
+@pytest.mark.parametrize("happens", ["grows", "shrinks", "vanishes"])
+def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, happens):
+    path, real = write_track(tmp_path / "song.wav", 30, seed=1), cutting._write
+
+    def meanwhile(*args: object) -> None:
+        real(*args)
+        if happens == "vanishes":
+            path.unlink(missing_ok=True)
+        elif path.stat().st_size > 1_200_000:
+            os.truncate(path, path.stat().st_size + (100 if happens == "grows" else -400_000))
+
+    monkeypatch.setattr(cutting, "_write", meanwhile)
+    cut = cutting.Cut(str(tmp_path), str(tmp_path / ".staging"), 1, -60)
+    track = cutting.stage_track(cut, ("song.wav", 100))
+    assert not track.segments and "changed while it was read" in track.problem
+    monkeypatch.setattr(cutting, "_write", real)
+    write_track(path, 3, seed=1)
+    assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "what is complete now is read anew"
+
+
 @pytest.mark.parametrize("copy", ["later.wav", "small.mp3"])
 def test_the_same_recording_is_used_once(tmp_path, create, rng, copy):
     """Cut by 3 s, and as an MP3: no identical sample, and yet in one split only."""
@@ -240,7 +261,7 @@ def test_its_own_output_is_no_music(tmp_path, create):
     create(tmp_path / "alone", tmp_path / "d")
     for _ in range(2):
         result = create(tmp_path / "work", tmp_path / "work/dataset_pairs_wav")
-        assert "passed over, as made by this project: 2 folders, 1 files" in result.stderr
+        assert "passed over as this project's own output: folders: 2, other files: 1" in result.stderr
     assert "already complete" in result.stdout
     assert contents(tmp_path / "work/dataset_pairs_wav") == contents(tmp_path / "d")
 
