@@ -3,7 +3,7 @@
     python benchmarks/study_planted.py                      # three worlds, three seeds each: about an hour on 2 cores
     python benchmarks/study_planted.py --seeds 1 --epochs 60 --worlds coin      # `make study` runs this one and more
 
-Tracks are walks over twelve clips of noisy tones, with noise 60 dB below on top: in the world `coin` a coin decides
+Tracks are walks over eight clips of noisy tones, with noise 60 dB below on top: in the world `coin` a coin decides
 between two successors, in `chain` there is one, in `independent` every segment is new. The mean of a clip's successors
 is E[next | current] in any codec, so its skill is the best that any model can reach. The datasets are written directly,
 because create_dataset_pairs_wav.py uses the same audio once only; the rest are the project's own commands.
@@ -32,9 +32,9 @@ from dataset_wav_pairs import WavPairsDataset, prepare_cache
 
 ROOT = Path(__file__).parent.parent
 RATE = 24000
-NUM_CLIPS = 12
-SEGMENTS = 9  # of a track: eight pairs
-TRACKS = {"train": 60, "val": 12}
+NUM_CLIPS = 8
+SEGMENTS = 7  # of a track: six pairs
+TRACKS = {"train": 48, "val": 12}
 WORLDS = {"coin": 2, "chain": 1, "independent": 0}  # successors of a clip
 REQUIRED = {"coin": 0.90, "chain": 0.95}  # of the best possible skill
 
@@ -73,11 +73,20 @@ def main() -> int:
 def study(world: str, seed: int, folder: Path, epochs: int, lr: float, weights: str) -> dict[str, object]:
     """Write a world, train on it and judge the model: the best possible skill, the reached one, the verdict."""
     clips_of = write_world(folder / "ds", world, np.random.default_rng(seed))
-    paths = ["--dataset_dir", folder / "ds"]
-    trained_by = ["--checkpoint_dir", folder / "ck", "--encodec_weights", weights, "--device", "cpu", "--seed", seed]
-    run("train_simple_ddp.py", *paths, *trained_by, "--epochs", epochs, "--lr", lr, "--patience", epochs)
-    checked = ["--checkpoint", folder / "ck/best_model.pt", "--output_dir", folder / "out", "--device", "cpu"]
-    run("evaluate_continuation.py", *paths, *checked, "--num_examples", 0, "--max_sound_pairs", 1)
+    data, device = ["--dataset_dir", folder / "ds"], ["--device", "cpu"]
+    schedule = ["--epochs", epochs, "--patience", epochs, "--batch_size", 8, "--lr", lr, "--seed", seed]
+    run(
+        "train_simple_ddp.py",
+        *data,
+        "--checkpoint_dir",
+        folder / "ck",
+        "--encodec_weights",
+        weights,
+        *device,
+        *schedule,
+    )
+    outputs = ["--checkpoint", folder / "ck/best_model.pt", "--output_dir", folder / "out", "--num_examples", 0]
+    run("evaluate_continuation.py", *data, *outputs, "--max_sound_pairs", 1, *device)
     results = json.loads((folder / "out/results.json").read_text())
     rows = results["rows"]
     best = best_skill(folder / "ds", world, clips_of, weights)
@@ -105,7 +114,7 @@ def write_world(folder: Path, world: str, rng: np.random.Generator) -> dict[str,
     """Write a dataset of 1 s segments; which clips each pair of a split is made of."""
     clips = [draw_clip(rng) for _ in range(NUM_CLIPS)]
     ring = rng.permutation(NUM_CLIPS)
-    after = {int(ring[k]): [int(ring[(k + 1) % NUM_CLIPS]), int(ring[(k + 5) % NUM_CLIPS])] for k in range(NUM_CLIPS)}
+    after = {int(ring[k]): [int(ring[(k + 1) % NUM_CLIPS]), int(ring[(k + 3) % NUM_CLIPS])] for k in range(NUM_CLIPS)}
     rows, clips_of, files = [], {split: [] for split in TRACKS}, 0
     for split, tracks in TRACKS.items():
         (folder / split).mkdir(parents=True)

@@ -86,8 +86,12 @@ def what_it_uses(diagnosis: dict) -> str:
         conclusion = "its answer moves in time with its input, frame by frame"
     else:
         conclusion = "it goes by the exact place of every frame"
-    listed = ", ".join(f"{label} {cost}" for label, cost in costs.items())
-    return f"What it loses with its input {listed}: {conclusion}."
+    text = (
+        f"It loses {rolled} of skill if its input comes a frame late ({back.value:+.2f} with the answer moved back), "
+        f"{shuffled} if it is shuffled in time"
+    )
+    other = "" if swapped is None else f", {swapped} if it is another track's"
+    return f"{text}{other}: {conclusion}."
 
 
 def limit(evidence: Evidence, diagnosis: dict, slope: float | None, train_skill: float | None, is_last: bool) -> str:
