@@ -121,7 +121,7 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     )
     if outcome == "works":
         return (
-            f"{skill}; it leads every rival, {name}, the closest, by {lead}; and it uses its input: another track's "
+            f"{skill}; it leads every rival, by {lead} the closest, {name}; and it uses its input: another track's "
             f"costs it {evidence.input_cost}"
         )
     if all(map(evidence.beats, RIVALS)):

@@ -20,7 +20,7 @@ from evaluation.measures import TrackErrors, one_thread
 from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
 from evaluation.rivals import fit
 from evaluation.rows import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
-from evaluation.sound import Listener
+from evaluation.sound import SOUND_S, Listener
 
 RATE = 24000
 TRACKS = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
@@ -151,9 +151,9 @@ def test_what_is_kept_of_clips_is_bounded(codec, monkeypatch):
 def test_long_clips_are_heard_for_their_first_seconds(codec):
     listener = Listener(codec)
     long = torch.randn(128, 75 * 10)
-    heard, short = listener.hear(long), listener.hear(long[:, : 75 * 8])
+    heard, short = listener.hear(long), listener.hear(long[:, : 75 * SOUND_S])
     assert torch.equal(heard.reencoded, short.reencoded)
-    assert heard.reencoded.shape == (128, 75 * 8 - 15)
+    assert heard.reencoded.shape == (128, 75 * SOUND_S - 15)
 
 
 def test_a_single_track_has_no_other(dataset):

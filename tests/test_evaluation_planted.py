@@ -1,0 +1,21 @@
+"""Planted truths through the real commands: what is known to be learnable is learned, and nothing else is praised."""
+
+import pytest
+
+from benchmarks import study_planted
+from benchmarks.study_planted import REQUIRED, study
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def test_a_coin_is_learned_to_nine_tenths_and_called_so(tmp_path):
+    found = study("coin", 42, tmp_path, epochs=30, lr=1e-3, weights="untrained")
+    assert found["outcome"] == "works", found["sentence"]
+    assert found["share"] >= REQUIRED["coin"], found
+    assert found["loop"] < 0.1
+
+
+def test_independent_clips_never_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_planted, "TRACKS", {"train": 12, "val": 10})
+    found = study("independent", 42, tmp_path, epochs=4, lr=1e-3, weights="untrained")
+    assert found["outcome"] in ("not_distinguishable", "worse"), found["sentence"]
