@@ -5,7 +5,7 @@
 #   sbatch -A ACCOUNT create_dataset_pairs_levante.sh --input_dir /my/music  # arguments go to the Python script
 #   tail -f logs/dataset_pairs.out
 #
-# A job that was cut goes on where it was when it is submitted again. More: docs/levante.md
+# A job that was killed resumes when it is submitted again. More: docs/levante.md
 #
 #SBATCH --job-name=dataset_pairs
 #SBATCH --partition=compute
@@ -40,8 +40,8 @@ elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; 
     module load "$MODULE" || true
     set -u
 fi
-python -c 'import importlib.util as u; assert all(map(u.find_spec, ("torch", "torchaudio", "soundfile")))' 2>/dev/null ||
-    fail "no Python with torch, torchaudio and soundfile; make .venv first (docs/levante.md)"
+python -c 'import importlib.util as u; assert all(map(u.find_spec, ("torch", "torchaudio", "soundfile", "av")))' 2>/dev/null ||
+    fail "no Python with torch, torchaudio, soundfile and av; make .venv first (docs/levante.md)"
 
 header="== job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, $(date -Is), \
 commit $(git describe --always --dirty 2>/dev/null || echo unknown): create_dataset_pairs_wav.py $*"

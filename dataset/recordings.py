@@ -25,10 +25,11 @@ SINC = np.sinc((np.arange(TAPS) - (TAPS - 1) / 2) / DECIMATION) / DECIMATION
 LOW_PASS = (SINC * np.hanning(TAPS)).astype(np.float32).reshape(-1, DECIMATION)
 BANDS = ((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32)  # [bins, 33]
 
+MAX_DIFFERENT = 10  # bits of 32 in prints that count as equal
+MIN_EQUAL = 0.95  # of the prints where two tracks overlap; of copies it was 0.99 and more
 MIN_OVERLAP = 94  # prints: 12 s
-MAX_DIFFERENT = 0.25  # share of the bits
 IGNORED_BITS = 8  # of 32, where prints are looked up: more copies are found
-MIN_HITS = 3  # equal prints at one lag that make it worth comparing
+MIN_HITS = 3  # identical prints at one lag that make it worth comparing
 MAX_COMMON = 64  # a print that stands in more tracks than this says little: hum, a drum machine
 LAG_ZERO = 1 << 21  # prints: 37 h
 
@@ -72,8 +73,8 @@ class Fingerprint:
 def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
     """Which tracks are the same recording as an earlier one, by their prints: {index: index of the earliest}.
 
-    The same recording: some alignment of at least 12 s, and of half of the shorter track, in which under a quarter
-    of the bits differ. Only the alignments at which several prints are equal are looked at.
+    The same recording: some alignment in which they overlap by at least 12 s and half of the shorter track, and in
+    which nearly all prints are nearly equal. Only alignments at which several prints are identical are looked at.
     """
     repeats: dict[int, int] = {}
     for first, second, lag in _alignments(tracks):
@@ -119,8 +120,7 @@ def _is_same(first: np.ndarray, second: np.ndarray, lag: int) -> bool:
     a, b = first[max(0, lag) :], second[max(0, -lag) :]
     a, b = a[: len(b)], b[: len(a)]
     sounds = (a != 0) & (b != 0)
-    overlap, shorter = int(sounds.sum()), min(np.count_nonzero(first), np.count_nonzero(second))
-    if overlap < max(MIN_OVERLAP, shorter / 2):
-        return False
-    different = np.unpackbits((a[sounds] ^ b[sounds]).view(np.uint8)).mean()
-    return bool(different < MAX_DIFFERENT)
+    overlap, shorter = np.count_nonzero(sounds), min(np.count_nonzero(first), np.count_nonzero(second))
+    different = np.unpackbits((a ^ b).view(np.uint8)).reshape(-1, 32).sum(axis=1)
+    equal = np.count_nonzero((different <= MAX_DIFFERENT) & sounds)
+    return overlap >= max(MIN_OVERLAP, shorter / 2) and equal >= MIN_EQUAL * overlap

@@ -6,7 +6,7 @@
 A band knows eight riffs, each with its own tempo, key, chords, bass and drums. A song is a walk over them: after every
 riff a coin decides between two others. Above the band somebody improvises a melody that never comes back. What comes
 next is therefore never what was just played, nor its average; it can be known up to the coin and the
-melody, by whoever has learned the book. No two songs share half of either one, however they are laid on each other.
+melody, by whoever has learned the book. No song begins, or ends, with half of another.
 All of it follows from the seed.
 """
 
@@ -56,24 +56,24 @@ def main() -> int:
 
 
 def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[int]]:
-    """Walks over the riffs; a coin decides at each step. A walk is drawn anew while it shares half with another."""
+    """Walks over the riffs; a coin decides at each step. A walk is drawn anew while half of it is another's too."""
     walks: list[list[int]] = []
     for _ in range(count):
         for _attempt in range(1000):
             walk = [int(rng.integers(NUM_RIFFS))]
             while len(walk) < length:
                 walk.append((walk[-1] + int(rng.choice(STEPS))) % NUM_RIFFS)
-            if max((shared(walk, other) for other in walks), default=0) < length / 2:
+            if not any(is_same_recording(walk, other) for other in walks):
                 break
         walks.append(walk)
     return walks
 
 
-def shared(first: list[int], second: list[int]) -> int:
-    """How many riffs two walks have in common at the shift at which they have most."""
+def is_same_recording(first: list[int], second: list[int]) -> bool:
+    """Whether one walk, or the end of it, goes on like the other for at least half of its length."""
     length = len(first)
-    shifts = range(1 - length, length)
-    return max(sum(first[k] == second[k + s] for k in range(max(0, -s), min(length, length - s))) for s in shifts)
+    shifts = range(-(length // 2), length // 2 + 1)
+    return any(first[max(0, -s) : length - max(0, s)] == second[max(0, s) : length - max(0, -s)] for s in shifts)
 
 
 # ------------------------------------------------------------------ sounds
