@@ -37,7 +37,7 @@ def demo_dataset(work_dir: Path) -> Path:
     music, dataset = work_dir / "music", work_dir / "dataset"
     limits = ["--max_pairs", 18, "--val_pairs", 2]
     for command in (
-        ["demo/make_music.py", "--output_dir", music, "--num_tracks", 9],
+        ["demo/make_music.py", "--output_dir", music, "--num_tracks", 9, "--riffs", 13],
         ["create_dataset_pairs_wav.py", "--input_dir", music, "--output_dir", dataset, *limits],
     ):
         subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
