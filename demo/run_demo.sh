@@ -20,13 +20,13 @@ if ! python test_simple_setup.py --encodec_weights "$weights"; then
 BANNER
 fi
 
-step "Music: demo/music, 40 songs of twelve riffs each; after every riff a coin decides between two others"
+step "Music: demo/music, 32 songs of eight riffs each; after every riff a coin decides between two others"
 python demo/make_music.py --output_dir demo/music
 
-step "1. Create the dataset: segments of 3 s, one riff each, instead of 16 s, so that minutes are enough"
-# A third of the songs for validation: the verdict needs ten. Songs that are nearly the same are used once.
+step "1. Create the dataset: segments of 4 s, one riff each, instead of 16 s, so that minutes are enough"
+# A third of the songs for validation: the verdict needs ten.
 python create_dataset_pairs_wav.py --input_dir demo/music --output_dir "$out/dataset_pairs_wav" \
-    --segment_duration 3 --max_pairs 352 --val_pairs 110
+    --segment_duration 4 --max_pairs 224 --val_pairs 70
 
 step "2. Test the setup"
 python test_simple_setup.py --encodec_weights "$weights" --dataset_dir "$out/dataset_pairs_wav"
@@ -43,7 +43,7 @@ python generate_continuation.py demo/music/song_00.wav --checkpoint "$out/checkp
 step "5. Does it work?"
 python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights" \
-    --num_examples 3 --max_sound_pairs 10
+    --num_examples 4 --max_sound_pairs 20
 echo "This music was written so that it can be learned: half of what comes next is known, the coin is not. Yours may differ."
 
 step "Listen to, and look at"
