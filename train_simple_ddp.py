@@ -159,6 +159,10 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             time.sleep(30)
         raise
+    # At the interpreter's end torch's threads now and then abort a process whose work is done.
+    if sys.stdout:
+        sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

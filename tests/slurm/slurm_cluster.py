@@ -94,6 +94,7 @@ class Cluster:
     def start_requeued(self, job_id: str) -> None:
         """A requeued job is held back for two minutes; start it now."""
         self.wait(job_id, "PENDING")
+        time.sleep(3)  # in the second of the requeue the old credential is revoked, and with it the new start
         _run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
 
     @staticmethod
