@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from common.arguments import answer_early, file_path, number, parse_settings, seed_setting, setting
 
@@ -56,7 +56,7 @@ from common.machine import available_cores
 from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
-from dataset.selection import MIN_VAL_TRACKS
+from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources
 
 RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
@@ -308,9 +308,9 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
             f"*** ONLY ONE TRACK: {printable(selection.used[0])} is split in time. Training and validation share it, "
             "so validation says little: add another track"
         )
-    elif tracks < MIN_VAL_TRACKS:
+    elif tracks < TRACKS_FOR_A_VERDICT:
         remedy = "a larger --val_pairs" if tracks >= settings.val_pairs else "more music in --input_dir"
-        warning = f"validation has {tracks} tracks; a verdict needs {MIN_VAL_TRACKS}: {remedy}"
+        warning = f"validation has {tracks} tracks; a verdict needs {TRACKS_FOR_A_VERDICT}: {remedy}"
     else:
         return
     print(f"{where}: {warning}", file=sys.stderr)

@@ -2,9 +2,9 @@
 
     python dataset_wav_pairs.py                    # check dataset_pairs_wav/ and encode what is missing
 
-Like the original experiment this encodes on the fly, and keeps what it has encoded: the codec is frozen, so a
-segment's embedding never changes. It is stored in `.embedding_cache/CODEC/KEY.npy`, named by the codec's weights
-and by the audio. Neighbouring pairs share segments, hence files; changed audio has another name.
+The original experiment encoded on the fly, in every epoch; here each segment is encoded once, before training, as the
+codec is frozen. Its embedding is stored in `.embedding_cache/CODEC/KEY.npy`, named by the codec's weights, the audio
+and the audio before it. Neighbouring pairs share segments, hence files; changed audio has another name.
 
 A segment is encoded in mid-stream, with the last second of what came before it in its track: encoded alone it would
 begin with the codec's start-up, and a model would learn to put that into the middle of a song.
@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
@@ -41,7 +41,7 @@ from dataset.segments import READERS, SplitSegments
 from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
-CONTEXT_FRAMES = 75  # one second: from there on the codec's start-up is over (design of the embeddings, README)
+CONTEXT_FRAMES = 75  # one second: from there on the codec's start-up is over (README, "Departures", 2)
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
 
 
@@ -263,7 +263,7 @@ class PairBatches:
     def __call__(self, indices: Iterable[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and targets of the pairs `indices` in their order, [batch_size or fewer, 128, frames] each."""
         if self.table is not None:
-            for chunk in torch.tensor(list(indices), device=self.device).split(batch_size):
+            for chunk in torch.tensor(list(indices), dtype=torch.long, device=self.device).split(batch_size):
                 inputs, targets = self.rows[chunk].unbind(1)
                 yield self.table[inputs], self.table[targets]
             return

@@ -18,7 +18,7 @@ import unicodedata
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from common.arguments import (
     answer_early,

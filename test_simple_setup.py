@@ -20,7 +20,7 @@ import soundfile
 import torch
 import torchaudio
 
-sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting

@@ -2,12 +2,13 @@
 
     python train_simple_ddp.py                             # one process per GPU, or one on the CPU
     python train_simple_ddp.py --num_processes 2           # two processes on this machine
-    torchrun --nproc_per_node=4 train_simple_ddp.py        # the same, started by torchrun
+    torchrun --nproc_per_node=4 train_simple_ddp.py        # four processes, started by torchrun
     python train_simple_ddp.py --check_only                # is all there that a training needs?
     sbatch run_train_simple.sh                             # on Levante, 4 GPUs
 
 Every default is the original experiment's. The same command resumes a run after its last finished epoch,
-whatever ended it; other settings given then hold from there on. Watch the log, or checkpoints_simple/metrics.jsonl.
+whatever ended it; other settings given then hold from there on (another model or codec is refused). Watch the log,
+or checkpoints_simple/metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from common.arguments import answer_early, parse_settings
 from training.config import TrainConfig
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from audio.frozen_encodec import find_weights
 from common.devices import pick_device
-from common.errors import UserError, print_error, print_interrupt, run_script
+from common.errors import UserError, is_bug, print_error, print_interrupt, run_script
 from common.files import check_output_folder
 from dataset.pairs import METADATA_NAME, find_pairs
 from dataset_wav_pairs import CACHE_NAME
@@ -95,7 +96,7 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # which process it ends is no news
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
     started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
     try:
         while not started.join(grace_period=5):
@@ -146,6 +147,8 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
     try:
         train_worker(config, local_rank, rank, world_size, on_node)
     except (UserError, OSError) as error:
+        if is_bug(error):
+            raise
         # Often all meet the same: the first to say so ends the others, by way of the launcher.
         time.sleep(10 if rank > 0 else 0)
         print_error(error)

@@ -88,9 +88,8 @@ def train_worker(
             run, state = set_up(config, device, on_node)
             train(run, state)
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"--batch_size {config.batch_size}: {device} is out of memory; use a smaller one"
-            ) from error
+            what = f"--batch_size {config.batch_size}: {device} is out of memory"
+            raise UserError(f"{what}; use a smaller one, or end the other programs on it") from error
 
 
 # ------------------------------------------------------------------ set up
@@ -114,6 +113,11 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
     )
     if val_set.num_samples != train_set.num_samples:
         raise UserError(f"{config.dataset_dir}: train/ and val/ differ in length; create the dataset again")
+    if min(len(train_set), len(val_set)) < world_size():
+        raise UserError(
+            f"{config.dataset_dir}: {len(train_set)} train and {len(val_set)} val pairs are too few for {world_size()} "
+            "processes; use fewer with --num_processes, or more music"
+        )
     facts = {
         "config": dataclasses.asdict(config),
         "world_size": world_size(),
@@ -189,6 +193,8 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
         log(f"--init_from {run.config.init_from}: ignored, this run has weights of its own")
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
+        if "pairs" in run.changed:  # what the counters call the best must be what best_model.pt holds
+            save_checkpoint([run.folder / BEST], state.checkpoint() | run.facts | {"val_mse": state.best_mse})
 
 
 def measure_baselines(run: Run, state: TrainState) -> None:
@@ -206,15 +212,17 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 
 def train(run: Run, state: TrainState) -> None:
     """Epoch after epoch, until all are done or the validation MSE has stopped falling."""
-    is_over = state.why_finished(run.config)
-    run.board = open_tensorboard(run.folder, state.epoch) if not is_over else None
+    already = bool(state.why_finished(run.config))
+    run.board = None if already else open_tensorboard(run.folder, state.epoch)
+    saved = state.epoch
     try:
         while not state.why_finished(run.config):
             run_epoch(run, state)
+            saved = state.epoch
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command resumes after epoch {state.epoch}") from None
+        raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
-    log(f"finished{' already' if is_over else ''}: {state.why_finished(run.config)}; {best}")
+    log(f"finished{' already' if already else ''}: {state.why_finished(run.config)}; {best}")
 
 
 def run_epoch(run: Run, state: TrainState) -> None:

@@ -72,7 +72,7 @@ class FrozenEncodec(nn.Module):
 
     @torch.no_grad()
     def quantize(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, 128, frames] -> the nearest that `bandwidth` can express, same shape."""
+        """Embeddings [B, 128, frames] -> the same after residual quantisation at `bandwidth`."""
         self._check_embeddings(embeddings)
         quantizer = self.model.quantizer
         codes = quantizer.encode(embeddings.to(self.device), self.frame_rate, self.bandwidth)
@@ -218,7 +218,7 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
 
 
 def _fold_weight_norm(model: nn.Module) -> None:
-    """Multiply each weight by its norm once instead of at every call; the result is the same."""
+    """Compute each normalised weight (g v / |v|) once instead of at every call; the result is the same."""
     for module in model.modules():
         if hasattr(module, "weight_g"):
             nn.utils.remove_weight_norm(module)

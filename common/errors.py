@@ -25,14 +25,19 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno is None:
-            raise  # not the operating system's: a bug
+        if is_bug(error):
+            raise
         print_error(error)
         status = 1
     except KeyboardInterrupt as interrupt:
         print_interrupt(interrupt)
         status = 130
     sys.exit(status)
+
+
+def is_bug(error: Exception) -> bool:
+    """Whether an error is an OSError that the operating system did not raise."""
+    return isinstance(error, OSError) and error.filename is None and error.errno is None
 
 
 def print_error(error: UserError | OSError) -> None:

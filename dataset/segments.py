@@ -1,4 +1,5 @@
-"""Which audio each WAV of a split holds and what came before it, known from metadata.txt without reading a sample."""
+"""Which audio each WAV of a split holds and what came before it, from metadata.txt, where possible
+without reading a sample."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MIN_VAL_TRACKS = 10  # what an evaluation's verdict needs
+TRACKS_FOR_A_VERDICT = 10  # what an evaluation's verdict needs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def choose_validation(
     if val_pairs == 0 or len(usable) < 2:
         return set()
     part, total = val_pairs / max_pairs, sum(capacities)
-    tracks = min(val_pairs, max(1, min(MIN_VAL_TRACKS, len(usable) // 3), round(len(usable) * part)))
+    tracks = min(val_pairs, max(1, min(TRACKS_FOR_A_VERDICT, len(usable) // 3), round(len(usable) * part)))
     pairs = min(val_pairs, round(total * part))
     val = {i for i in usable if known[i] == "val"}
     new = [i for i in usable if known[i] is None]

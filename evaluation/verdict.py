@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from training.log import TRACKS_FOR_A_VERDICT
+from dataset.selection import TRACKS_FOR_A_VERDICT
 
 # A lead of less than a hundredth of the training mean's error is no lead, however certain it is: a mean estimated from
 # other tracks is that far off, and the untrained model is ahead of its own formula by a last bit.

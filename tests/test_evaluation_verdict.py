@@ -7,11 +7,11 @@ import pytest
 import torch
 from planted import Jukebox, World, clip, copies, examine, independent, loops, oracle, shrunk_copy
 
+from dataset.selection import TRACKS_FOR_A_VERDICT
 from evaluation.diagnosis import diagnose, limit
 from evaluation.measures import interval_of_mean
 from evaluation.rivals import loop
 from evaluation.verdict import OPENINGS, RIVALS, Evidence, Interval, decide, verdict
-from training.log import TRACKS_FOR_A_VERDICT
 
 ABOVE, AROUND, BELOW = Interval(0.2, 0.1, 0.3), Interval(0.05, -0.1, 0.2), Interval(-0.2, -0.3, -0.1)
 

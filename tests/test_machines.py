@@ -204,7 +204,10 @@ def test_out_of_gpu_memory_names_the_batch_size(small_dataset, tmp_path, fails, 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("train_simple_worker.train_epoch", too_much)
-    fails(*command(small_dataset, tmp_path, "--epochs", 1), says="--batch_size 16: cpu is out of memory; use a smaller")
+    fails(
+        *command(small_dataset, tmp_path, "--epochs", 1),
+        says="--batch_size 16: cpu is out of memory; use a smaller one",
+    )
 
 
 def test_nothing_of_this_machine_is_in_the_repository():

@@ -162,6 +162,7 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
         assert not difference(before["model"][name], after["model"][name])
     assert metrics(tmp_path / "run")[3]["changed"] == {"pairs": [22, after["data"]["pairs"]]}
     assert after["epoch"] == 5 and after["counters"]["best_epoch"] >= 3
+    assert load(tmp_path / "run" / "best_model.pt")["epoch"] == after["counters"]["best_epoch"]
 
 
 def test_another_model_is_refused_in_words(small_dataset, tmp_path, undisturbed, fails):

@@ -20,7 +20,7 @@ BASELINES = {
 
 def draw_curves(path: Path, metrics: Path) -> None:
     """Train and validation MSE by epoch, the baselines, and the learning rate: a PNG 600 pixels wide."""
-    (first, *lines) = read_metrics(metrics)
+    first, *lines = read_metrics(metrics)
     epochs = [line["epoch"] for line in lines]
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])

@@ -16,11 +16,11 @@ import torch
 
 from common.errors import name_in_errors
 from common.files import atomic_write
+from dataset.selection import TRACKS_FOR_A_VERDICT
 from training.config import TrainConfig
 from training.distributed import rank, world_size
 
 METRICS = "metrics.jsonl"
-TRACKS_FOR_A_VERDICT = 10  # as evaluation asks for
 
 
 def log(line: str) -> None:
@@ -108,8 +108,9 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
 def listen_command(config: TrainConfig, checkpoint: Path) -> str:
     """The command that evaluates a checkpoint of this run while it trains."""
     words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
-    if config.dataset_dir != TrainConfig().dataset_dir:
-        words += ["--dataset_dir", config.dataset_dir]
+    for flag in ("dataset_dir", "cache_dir"):
+        if (value := getattr(config, flag)) != getattr(TrainConfig(), flag):
+            words += [f"--{flag}", value]
     return shlex.join(words)
 
 
