@@ -47,6 +47,8 @@ def main() -> int:
     config = parse_settings(TrainConfig, __doc__)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not config.check_only:
         record(run_under_torchrun)(config)  # torchrun prints the first failure's traceback last
+        if __name__ == "__main__":
+            leave_at_once()
         return 0
     on_cuda = pick_device(config.device).type == "cuda"
     num_processes = config.num_processes or (torch.cuda.device_count() if on_cuda else 1)
@@ -113,6 +115,7 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
 
 def start_one(rank: int, config: TrainConfig, num_processes: int) -> None:
     run_process(config, rank, rank, num_processes, num_processes)
+    leave_at_once()
 
 
 def run_under_torchrun(config: TrainConfig) -> None:
@@ -162,7 +165,10 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             time.sleep(30)
         raise
-    # At the interpreter's end torch's threads now and then abort a process whose work is done.
+
+
+def leave_at_once() -> None:
+    """End this process: at the interpreter's end torch's threads now and then abort one whose work is done."""
     if sys.stdout:
         sys.stdout.flush()
     os._exit(0)
