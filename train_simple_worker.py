@@ -30,7 +30,7 @@ from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run, save_checkpoint
 from training.config import TrainConfig
-from training.curves import draw_curves
+from training.curves import CURVES, draw_curves
 from training.distributed import data_parallel, fail_together, gather, process_group, rank, sum_over_ranks, world_size
 from training.log import (
     METRICS,
@@ -219,6 +219,8 @@ def train(run: Run, state: TrainState) -> None:
         while not state.why_finished(run.config):
             run_epoch(run, state)
             saved = state.epoch
+        if rank() == 0:
+            draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
@@ -244,10 +246,17 @@ def run_epoch(run: Run, state: TrainState) -> None:
         "best": is_best,
     } | ({"changed": run.changed} if run.changed else {})
     run.changed = {}
-    log(describe_epoch(line, run.config.epochs, state.seconds))
+    kept = run.folder / f"checkpoint_epoch_{state.epoch}.pt" if state.epoch % run.config.checkpoint_every == 0 else None
     if rank() == 0:
         append_metrics(run.folder / METRICS, line)
-        save(run, state, val_mse, is_best)
+        if kept:
+            draw_curves(run.folder / CURVES, run.folder / METRICS)
+        names = [run.folder / BEST if is_best else None, kept, run.folder / LAST]  # last.pt last: it ends the epoch
+        save_checkpoint(filter(None, names), state.checkpoint() | run.facts | {"val_mse": val_mse})
+    log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
+    if kept:
+        log(f"curves     {run.folder / CURVES}")
+        log(f"listen     {listen_command(run.config, kept)}")
     if run.board:
         for name in ("train_mse", "val_mse", "skill", "deviation_ratio", "lr", "grad_norm"):
             run.board.add_scalar(name, line[name], state.epoch)
@@ -313,19 +322,6 @@ def validate(
         what = f"the validation MSE is not finite after epoch {state.epoch}, pairs {names}"
         fail_together(f"{what}; look at these pairs, or lower --lr")
     return error / (len(dataset) * inputs[0].numel()), predicted / max(true, 1e-30)
-
-
-def save(run: Run, state: TrainState, val_mse: float, is_best: bool) -> None:
-    """Write the epoch's checkpoint under each name it has; last.pt last."""
-    paths = [run.folder / BEST] if is_best else []
-    is_kept = state.epoch % run.config.checkpoint_every == 0
-    if is_kept:
-        draw_curves(run.folder / "curves.png", run.folder / METRICS)
-        paths.append(run.folder / f"checkpoint_epoch_{state.epoch}.pt")
-    save_checkpoint([*paths, run.folder / LAST], state.checkpoint() | run.facts | {"val_mse": val_mse})
-    if is_kept:
-        log(f"curves     {run.folder / 'curves.png'}")
-        log(f"listen     {listen_command(run.config, paths[-1])}")
 
 
 # ------------------------------------------------------------------ small parts

@@ -236,7 +236,7 @@ def content(path: Path) -> object:
     """A file's content but for how long the run took: bytes, or what a checkpoint or a JSON holds."""
     if path.suffix == ".pt":
         checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-        del checkpoint["counters"]["seconds"]
+        del checkpoint["seconds"]
         return checkpoint
     if path.name == "metrics.jsonl":
         lines = map(json.loads, path.read_text().splitlines())

@@ -37,7 +37,7 @@ def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undistur
     check_same_outcome(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save", "save_checkpoint"])
+@pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save_checkpoint", "describe_epoch"])
 def test_stopped_anywhere_in_an_epoch_it_ends_the_same(small_dataset, tmp_path, run, undisturbed, at, monkeypatch, rng):
     """Ctrl-C in each part of a random epoch: one line names the epoch from which the same command resumes."""
     real, calls = getattr(train_simple_worker, at), []
@@ -161,8 +161,8 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
     for name in ("mean", "std", "gain"):
         assert not difference(before["model"][name], after["model"][name])
     assert metrics(tmp_path / "run")[3]["changed"] == {"pairs": [22, after["data"]["pairs"]]}
-    assert after["epoch"] == 5 and after["counters"]["best_epoch"] >= 3
-    assert load(tmp_path / "run" / "best_model.pt")["epoch"] == after["counters"]["best_epoch"]
+    assert after["epoch"] == 5 and after["best_epoch"] >= 3
+    assert load(tmp_path / "run" / "best_model.pt")["epoch"] == after["best_epoch"]
 
 
 def test_another_model_is_refused_in_words(small_dataset, tmp_path, undisturbed, fails):

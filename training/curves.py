@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from common.files import atomic_write
 from training.log import read_metrics
 
+CURVES = "curves.png"
 BASELINES = {
     "training_mean": ("training mean", "#57606a", (5, 2)),
     "repeat_input": ("repeat the input", "#b85a00", (6, 2, 1, 2)),

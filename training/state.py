@@ -33,10 +33,7 @@ class TrainState:
             "model_config": self.model.config,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "counters": {name: getattr(self, name) for name in COUNTERS},
-            "baselines": self.baselines,
-            "epoch": self.epoch,
-        }
+        } | {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, saved: dict, config: TrainConfig) -> None:
         """Take over a checkpoint, then the settings of `config` that differ from the saved run's.
@@ -48,8 +45,8 @@ class TrainState:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        for name, value in saved["counters"].items():
-            setattr(self, name, value)
+        for name in COUNTERS:
+            setattr(self, name, saved[name])
         self.scheduler.factor, self.scheduler.patience = config.scheduler_factor, config.scheduler_patience
         for group in self.optimizer.param_groups:
             group["weight_decay"] = config.weight_decay

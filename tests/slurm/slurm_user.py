@@ -227,7 +227,7 @@ def assert_same_end(user: User, folder: str, undisturbed: Undisturbed) -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(last["optimizer"]["state"][key][name]))
     assert last["scheduler"] == undisturbed.last["scheduler"]
     for name in ("best_mse", "best_epoch", "epoch"):
-        assert last["counters"][name] == undisturbed.last["counters"][name]
+        assert last[name] == undisturbed.last[name]
     metrics = [
         [{k: v for k, v in json.loads(line).items() if k != "pairs_per_second"} for line in path.open()]
         for path in (user.folder / folder / "metrics.jsonl", user.folder / "checkpoints_simple" / "metrics.jsonl")
