@@ -47,12 +47,11 @@ class Settings:
 if __name__ == "__main__":
     answer_early(Settings, __doc__)
 
-from tqdm import tqdm
-
 from audio.segments import SAMPLE_RATE
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
+from common.progress import Progress
 from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
@@ -236,7 +235,7 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
     for path in _pair_files(output_dir):
         if f"{path.parent.name}/{path.name}" not in files:
             path.unlink()
-    for name, (track, index) in tqdm(files.items(), "writing", disable=not sys.stderr.isatty()):
+    for name, (track, index) in Progress().over(files.items(), len(files), "WAVs written"):
         _link(track.wav(index), output_dir / name)
     skipped = selection.skipped | dict.fromkeys(selection.not_needed, f"not needed for {settings.max_pairs} pairs")
     write_metadata(
@@ -252,14 +251,14 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
 
 def _link(staged: Path, final: Path) -> None:
     """Give a staged file its final name: a link where the file system has them, a copy otherwise."""
-    beside = final.with_name(f".{final.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(staged, beside)
+        os.link(staged, temporary)
     except OSError:
-        shutil.copyfile(staged, beside)
-    os.replace(beside, final)
-    beside.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
+        shutil.copyfile(staged, temporary)
+    os.replace(temporary, final)
+    temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
 
 
 def _totals(selection: Selection, settings: Settings) -> dict[str, str]:

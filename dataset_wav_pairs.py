@@ -17,7 +17,6 @@ import functools
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
@@ -35,6 +33,7 @@ from common.devices import free_memory, pick_device
 from common.errors import UserError, run_script
 from common.files import check_output_folder, remove_partial_files
 from common.machine import available_cores
+from common.progress import Progress
 from dataset.cache import EmbeddingCache
 from dataset.pairs import find_pairs
 from dataset.segments import READERS, SplitSegments
@@ -213,24 +212,13 @@ def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, in
     if rank() == 0:
         where = datasets[0].cache.folder
         print(f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {where}", flush=True)
-    bar = tqdm(
-        total=hours, unit="h", desc="encoding", disable=rank() > 0 or not sys.stderr.isatty(),
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio, {remaining} left",
-    )  # fmt: skip
-    mine = missing[rank() :: world_size()]
-    started = reported = time.monotonic()
+    progress, mine = Progress(is_shown=rank() == 0), missing[rank() :: world_size()]
     for start in range(0, len(mine), size):
         batch = mine[start : start + size]
         for number, dataset in enumerate(datasets):
             dataset.encode([wav for owner, wav in batch if owner == number])
-        share = (start + len(batch)) / len(mine)
-        bar.update(share * hours - bar.n)
-        now = time.monotonic()
-        if bar.disable and rank() == 0 and now - reported > 30:
-            reported = now
-            left = (now - started) * (1 / share - 1) / 60
-            print(f"encoding: {share * hours:.2f} of {hours:.2f} h of audio, {left:.0f} min left", flush=True)
-    bar.close()
+        progress((start + len(batch)) / len(mine) * hours, hours, "h of audio encoded")
+    progress.close()
 
 
 # ------------------------------------------------------------------ batches for the training

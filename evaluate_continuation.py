@@ -54,13 +54,12 @@ import json
 import re
 import time
 
-from tqdm import tqdm
-
 from audio.frozen_encodec import untrained_banner
 from audio.segments import to_pcm16, write_wav
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import atomic_write, check_output_folder, lock_folder
+from common.progress import Progress
 from dataset.pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.diagnosis import diagnose, limit
@@ -118,8 +117,8 @@ def main() -> int:
             if OUR_FILES.fullmatch(stale.name) and stale.name not in results["files"]:
                 stale.unlink()
         results = plain(results)
-        with atomic_write(output_dir / "results.json") as beside:
-            beside.write_text(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        with atomic_write(output_dir / "results.json") as temporary:
+            temporary.write_text(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
         write_report(output_dir / "report.html", results)
     print(results["verdict"]["sentence"], results["verdict"]["limit"], sep="\n")
     print(f"{output_dir / 'report.html'}: open it in a browser", flush=True)
@@ -276,28 +275,6 @@ def check_is_ours(folder: Path) -> None:
         ours = False
     if not ours:
         raise UserError(f"{path}: is not from this script and would be overwritten; choose another --output_dir")
-
-
-class Progress:
-    """A bar on a terminal, a line every 30 seconds in a log: called with (done, of how many, what)."""
-
-    def __init__(self):
-        self.bar, self.what, self.printed = None, "", time.monotonic()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        if what != self.what:
-            self.close()
-            self.what = what
-            self.bar = tqdm(total=total, desc=what, leave=False, disable=not sys.stderr.isatty())
-        if not self.bar.disable:
-            self.bar.update(done - self.bar.n)
-        elif time.monotonic() - self.printed > 30 or done == total:
-            self.printed = time.monotonic()
-            print(f"{done} of {total} {what}", flush=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 if __name__ == "__main__":

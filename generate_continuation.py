@@ -57,6 +57,7 @@ from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16,
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
+from common.progress import Progress
 from dataset_wav_pairs import CONTEXT_FRAMES
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
@@ -173,7 +174,8 @@ def main() -> int:
         print(untrained_banner(codec), file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(output_dir, min_age_s=3600)
-    for path, name, segment, before in ends:
+    progress = Progress()
+    for path, name, segment, before in progress.over(ends, len(ends), "songs continued"):
         context = encode_end(codec, segment, before)
         continuation = continue_embeddings(model, context, settings.num_segments)
         if settings.quantize:
@@ -186,7 +188,7 @@ def main() -> int:
         for part, samples in zip(PARTS, waveforms, strict=True):
             write_wav(f"{name}_{part}.wav", samples, checkpoint["sample_rate"], OURS)
         note = f", {clipped} samples clipped" if clipped else ""
-        print(f"{printable(path)} -> {printable(name)}_{{context,continuation,joined}}.wav{note}", flush=True)
+        progress.print(f"{printable(path)} -> {printable(name)}_{{context,continuation,joined}}.wav{note}")
     return 1 if len(ends) < len(settings.inputs) else 0
 
 

@@ -130,8 +130,8 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
 
 def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
     """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all, `comment` in its header."""
-    with atomic_write(path) as beside:
-        beside.write_bytes(wav_bytes(pcm16, sample_rate, comment))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(wav_bytes(pcm16, sample_rate, comment))
 
 
 def wav_bytes(pcm16: np.ndarray, sample_rate: int, comment: str = "") -> bytes:

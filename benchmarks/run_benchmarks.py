@@ -102,8 +102,8 @@ def main() -> int:
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)
-    with atomic_write(output) as beside:
-        beside.write_text(json.dumps(about | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    with atomic_write(output) as temporary:
+        temporary.write_text(json.dumps(about | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     return 0
 
 

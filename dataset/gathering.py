@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from common.progress import Progress
 from dataset.cutting import PRINTS_NAME, Cut, Workers, header_seconds, stage_track
 from dataset.recordings import find_repeats
 from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
@@ -44,7 +42,7 @@ def select_pairs(
     """
     with Workers(min(num_workers, len(sources))) as workers:
         lengths = workers.map(functools.partial(header_seconds, cut), sources)
-        seconds = dict(zip(sources, _progress(lengths, len(sources), "reading headers"), strict=True))
+        seconds = dict(zip(sources, Progress().over(lengths, len(sources), "headers read"), strict=True))
         # Of two copies the known or the longer one is used.
         owners = sorted(sources, key=lambda source: (source not in known, -seconds[source]))
         promised = {source: max(1, int(seconds[source] / cut.segment_duration) - 1) for source in sources}
@@ -64,7 +62,7 @@ def select_pairs(
             if not work:
                 break
             staged = workers.map(functools.partial(stage_track, cut), work)
-            for track in _progress(staged, len(work), "cutting"):
+            for track in Progress().over(staged, len(work), "tracks cut"):
                 tracks[track.source] = track
             found, selection.skipped = _compare(owners, tracks)
 
@@ -127,12 +125,3 @@ def _to_stage(track: Track | None, pairs: list[Pair], count: int) -> int:
     missing = count - len(_staged(track, pairs))
     is_complete = track.is_whole and track.staged_pairs == len(usable_pairs(track, {}))
     return track.staged_pairs + missing if missing > 0 and not is_complete else 0
-
-
-def _progress(results: Iterable, total: int, what: str) -> Iterable:
-    """A bar on a terminal, else a line every hundred tracks."""
-    on_terminal = sys.stderr.isatty()
-    for done, result in enumerate(tqdm(results, what, total, unit="track", disable=not on_terminal), 1):
-        if not on_terminal and done % 100 == 0:
-            print(f"{what}: {done}/{total} tracks", flush=True)
-        yield result

@@ -72,8 +72,8 @@ def write_metadata(
     lines += ["", SKIPPED_HEADER] + [f"{source}\t{reason}" for source, reason in skipped]
     lines += ["", PAIR_HEADER] + [f"{row.name}\t{row.split}\t{row.source}\t{row.start_s}" for row in pairs]
     lines += ["", DIGEST_HEADER] + [f"{name}\t{digest}" for name, digest in (digests or {}).items()]
-    with atomic_write(path, sync=True) as beside:
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_write(path, sync=True) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def check_is_ours(path: Path) -> None:

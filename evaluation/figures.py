@@ -84,8 +84,8 @@ def _chart(folder: Path, name: str, theme: str, heights: tuple[float, ...]) -> I
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         picture = io.BytesIO()
         figure.savefig(picture, dpi=160, format="png")
-        with atomic_write(folder / f"{name}_{theme}.png") as beside:
-            beside.write_bytes(picture.getbuffer())
+        with atomic_write(folder / f"{name}_{theme}.png") as temporary:
+            temporary.write_bytes(picture.getbuffer())
 
 
 def _colour(name: str, theme: str) -> str:
@@ -211,5 +211,5 @@ def write_spectrogram(path: Path, decibels: np.ndarray, top_db: float) -> None:
     """Write `mel_decibels` as a PNG without axes (the page has them), black at 70 dB below `top_db`."""
     picture, lowest_db = io.BytesIO(), top_db - SPECTROGRAM_RANGE_DB
     matplotlib.image.imsave(picture, decibels, vmin=lowest_db, vmax=top_db, cmap="magma", origin="lower", format="png")
-    with atomic_write(path) as beside:
-        beside.write_bytes(picture.getbuffer())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(picture.getbuffer())

@@ -65,8 +65,8 @@ def write_report(path: Path, results: dict) -> None:
     page = environment.get_template("report.html.j2").render(
         results, columns=COLUMNS, clips=CLIPS, ticks=ticks(results["dataset"]["sample_rate"]), row_notes=notes(results)
     )
-    with atomic_write(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def number(value: float | None, digits: int = 4) -> str:

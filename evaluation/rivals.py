@@ -12,13 +12,13 @@ Each is fitted on training pairs only, or inside the very input it continues; no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from common.progress import Progress
 from evaluation.measures import one_thread
 
 LOOP_CANDIDATES = 12
@@ -26,8 +26,6 @@ LOOP_SHORTEST_S = 0.5
 LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag leaves too little to test it on
 RIDGE_FOLDS = 5
 RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
-
-Progress = Callable[[int, int, str], None]  # (done, of how many, what)
 
 
 class Pairs(Protocol):

@@ -14,9 +14,10 @@ import torch
 
 from audio.frozen_encodec import FrozenEncodec
 from common.errors import UserError
+from common.progress import Progress
 from dataset.pairs import read_pcm16
 from evaluation.measures import Errors, by_track, compare
-from evaluation.rivals import Fitted, Progress, loop
+from evaluation.rivals import Fitted, loop
 from evaluation.sound import Heard, Listener, SoundRow
 
 ROWS = {
