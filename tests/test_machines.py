@@ -169,6 +169,18 @@ def test_a_closed_stdout_is_no_hindrance(small_dataset, tmp_path):
     assert done.returncode == 0 and len(metrics(tmp_path)) == 1, done.stderr
 
 
+@pytest.mark.slow
+def test_a_notebook_runs_the_scripts(small_music, tmp_path):
+    """Jupyter's %run: sys.stdout is an object of its own, without `reconfigure` or a file number."""
+    words = ["create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path / "data"]
+    code = (
+        f"import io, runpy, sys; sys.stdout, sys.argv = io.StringIO(), {[*map(str, words), '--segment_duration', '1']}"
+    )
+    run_as_main = f"runpy.run_path({str(ROOT / words[0])!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {run_as_main}"], capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "data" / "metadata.txt").exists(), done.stderr
+
+
 # ------------------------------------------------------------------ file systems
 
 
@@ -189,6 +201,24 @@ def test_a_read_only_dataset_is_one_line_that_names_cache_dir(small_dataset, tmp
     args = ("train_simple_ddp.py", "--dataset_dir", folder, "--checkpoint_dir", tmp_path / "run", *UNTRAINED)
     setup = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
     one_line(in_namespace(setup, *args).stderr, "name another folder with --cache_dir")
+
+
+def test_inode_numbers_beyond_63_bits(small_music, small_dataset, tmp_path, run, monkeypatch):
+    """mergerfs and GlusterFS hash their inode numbers to 64 bits."""
+    real = os.stat
+
+    def hashed(*args, **kwargs):
+        about = real(*args, **kwargs)
+        extra = {name: getattr(about, name) for name in dir(about) if name.startswith("st_")}
+        return os.stat_result([about[0], 2**64 - 1 - about[1], *about[2:10]], extra)
+
+    monkeypatch.setattr(os, "stat", hashed)
+    folder = tmp_path / "data"
+    words = ("--input_dir", small_music, "--output_dir", folder, "--segment_duration", 1, "--num_workers", 1)
+    run("create_dataset_pairs_wav.py", *words, "--max_pairs", 22, "--val_pairs", 3)
+    assert os.stat(folder).st_ino >= 2**63
+    assert (folder / "metadata.txt").read_text() == (small_dataset / "metadata.txt").read_text()
+    run("dataset_wav_pairs.py", "--dataset_dir", folder, *UNTRAINED)
 
 
 def test_a_gpu_whose_driver_is_too_old_is_named_with_both_versions(monkeypatch):
