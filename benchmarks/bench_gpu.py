@@ -95,7 +95,8 @@ def train(work_dir: Path, device: str, precision: str, epochs: int) -> dict[str,
         str(work_dir / "gpu_dataset"), str(folder), epochs=epochs, patience=epochs, device=device, precision=precision,
         cache_dir=str(work_dir / f"gpu_cache_{precision}"), encodec_weights="untrained",
     )  # fmt: skip
-    first_epoch, saving, save, train_epoch = [], 0.0, train_simple_worker.save, train_simple_worker.train_epoch
+    first_epoch, saving = [], 0.0
+    save, train_epoch = train_simple_worker.save_checkpoint, train_simple_worker.train_epoch
 
     def timed_save(*args: object) -> None:
         nonlocal saving
@@ -107,13 +108,13 @@ def train(work_dir: Path, device: str, precision: str, epochs: int) -> dict[str,
         first_epoch.append(time.perf_counter())
         return train_epoch(*args)
 
-    train_simple_worker.save, train_simple_worker.train_epoch = timed_save, marked
+    train_simple_worker.save_checkpoint, train_simple_worker.train_epoch = timed_save, marked
     started = time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             train_simple_worker.train_worker(config)
     finally:
-        train_simple_worker.save, train_simple_worker.train_epoch = save, train_epoch
+        train_simple_worker.save_checkpoint, train_simple_worker.train_epoch = save, train_epoch
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
     return {
         "seconds": time.perf_counter() - started,
