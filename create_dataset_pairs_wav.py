@@ -193,7 +193,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     staging.mkdir(exist_ok=True)
     for folder in staged_tracks(output_dir):
         if folder.suffix == ".part":
-            shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be at it
+            shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be writing
     # By a hash, so that a file more does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     splits = {row.source: row.split for row in previous.pairs if row.split == "val"} if previous else {}

@@ -14,7 +14,7 @@ LINE_EVERY_S = 30
 
 
 class Progress:
-    """Call it with (done, of how many, what), `what` as in "3 of 8 songs continued"; another `what` starts anew.
+    """Call it with (done, of how many, what), `what` as in "3 of 8 songs continued"; a new `what` restarts the count.
 
     is_shown: False keeps quiet, for all processes but the first.
     """

@@ -3,11 +3,10 @@
     python demo/make_music.py                      # demo/music/song_NN.wav
     python demo/make_music.py --num_tracks 100     # more of it
 
-A band knows eight riffs, each with its own tempo, key, chords, bass and drums. A song is a walk over them: after every
-riff a coin decides between two others. Above the band somebody improvises a melody that never comes back. What comes
-next is therefore never what was just played, nor its average; it can be known up to the coin and the
-melody, by whoever has learned the book. No song begins, or ends, with half of another.
-All of it follows from the seed.
+A band knows eight riffs, each with its own tempo, key, chords, bass and drums. A song is a walk over them: after each
+riff a coin decides between two successors, under an improvised melody that is never repeated. What comes next is thus
+never what was just played, nor its average; a model that has learned the book can predict it up to the coin and the
+melody. No song begins or ends with half of another. The seed determines everything.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def main() -> int:
 
 
 def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[int]]:
-    """Walks over the riffs; a coin decides at each step. A walk is drawn anew while half of it is another's too."""
+    """Walks over the riffs; a coin decides at each step. A walk that shares half of itself with another is redrawn."""
     walks: list[list[int]] = []
     for _ in range(count):
         for _attempt in range(1000):
@@ -70,7 +69,7 @@ def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[i
 
 
 def is_same_recording(first: list[int], second: list[int]) -> bool:
-    """Whether one walk, or the end of it, goes on like the other for at least half of its length."""
+    """Whether the two walks coincide, at some shift, over at least half of their length."""
     length = len(first)
     shifts = range(-(length // 2), length // 2 + 1)
     return any(first[max(0, -s) : length - max(0, s)] == second[max(0, s) : length - max(0, -s)] for s in shifts)

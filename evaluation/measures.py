@@ -115,7 +115,7 @@ def sum_by_track(values: np.ndarray, tracks: list[str]) -> np.ndarray:
 
 
 def effective_tracks(weights: np.ndarray) -> float:
-    """(Σw)² ÷ Σw² (Kish 1965): how many equal tracks would tell as much in total. [tracks] -> number."""
+    """(Σw)² ÷ Σw² (Kish 1965): the number of equal tracks that carry as much information. [tracks] -> number."""
     return float(weights.sum() ** 2 / max(np.square(weights).sum(), TINY))
 
 

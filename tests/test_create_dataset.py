@@ -231,7 +231,7 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, 
     assert not track.segments and "changed while it was read" in track.problem
     monkeypatch.setattr(cutting, "_write", real)
     write_track(path, 3, seed=1)
-    assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "what is complete now is read anew"
+    assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "the completed file is read again"
 
 
 @pytest.mark.parametrize("copy", ["later.wav", "small.mp3"])

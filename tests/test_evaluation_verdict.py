@@ -1,4 +1,4 @@
-"""The verdict: the rule case by case, and planted worlds in which somebody tries to be praised."""
+"""The verdict: the rule case by case, and planted worlds made to win undeserved praise."""
 
 import math
 

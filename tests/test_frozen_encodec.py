@@ -194,7 +194,7 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
 
 
 def test_no_weights_and_no_network_is_one_line(tmp_path):
-    """From every script that needs them; the setup test, which fetches them, goes on with the other checks."""
+    """From every script that needs them; the setup test, which fetches them, runs the other checks all the same."""
     proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     line = run_script("test_simple_setup.py", status=1, **proxy).stdout
     assert f"no EnCodec weights at {tmp_path}" in line and "run python test_simple_setup.py" in line
