@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from audio.frozen_encodec import load_frozen_encodec, untrained_banner, weights_source
+from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner, weights_source
 from common.devices import choose_precision, pick_device
 from common.errors import UserError
 from common.files import lock_folder
@@ -107,36 +107,19 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
     log(describe_run(config, device, precision))
     log(untrained_banner(codec))
 
-    train_set, val_set = (
-        WavPairsDataset(Path(config.dataset_dir, split), codec, config.cache_dir, not config.no_cache)
-        for split in ("train", "val")
-    )
-    if val_set.num_samples != train_set.num_samples:
-        raise UserError(f"{config.dataset_dir}: train/ and val/ differ in length; create the dataset again")
-    if min(len(train_set), len(val_set)) < world_size():
-        raise UserError(
-            f"{config.dataset_dir}: {len(train_set)} train and {len(val_set)} val pairs are too few for {world_size()} "
-            "processes; use fewer with --num_processes, or more music"
-        )
+    train_data, val_data, data_hash = open_data(config, codec, device, processes_on_node)
+    pairs = len(train_data.dataset) + len(val_data.dataset)
     facts = {
         "config": dataclasses.asdict(config),
         "world_size": world_size(),
         "precision": precision,
-        "data": {"hash": prepare_cache([train_set, val_set]), "pairs": len(train_set) + len(val_set)},
+        "data": {"hash": data_hash, "pairs": pairs},
         "codec": codec.fingerprint,
         "codec_is_pretrained": codec.is_pretrained,
         "encodec_weights": weights_source(config.encodec_weights),
         "sample_rate": codec.sample_rate,
-        "num_samples": train_set.num_samples,
+        "num_samples": train_data.dataset.num_samples,
     }
-    train_data, val_data = (PairBatches(split, device, processes_on_node) for split in (train_set, val_set))
-    log(
-        f"data       {len(train_set)} train and {len(val_set)} val pairs, "
-        f"{facts['data']['pairs'] * train_set.num_samples / codec.sample_rate / 3600:.2f} h to predict, "
-        f"[{codec.embedding_dim}, {train_set.num_frames}] embeddings {train_data.place}, hash {facts['data']['hash']}"
-    )
-    log(describe_tracks(train_set.segments.tracks, val_set.segments.tracks))
-
     torch.manual_seed(config.seed)
     model = SimpleTransformer(codec.embedding_dim, config.num_heads, config.num_layers, config.dropout).to(device)
     optimizer = torch.optim.AdamW(
@@ -154,9 +137,35 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
         start(run, state)
     log("baselines  validation MSE: " + ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in state.baselines.items()))
     with run.autocast():
-        example = torch.zeros(1, codec.embedding_dim, train_set.num_frames, device=device)
+        example = torch.zeros(1, codec.embedding_dim, train_data.dataset.num_frames, device=device)
         run.parallel = data_parallel(model, example)
     return run, state
+
+
+def open_data(
+    config: TrainConfig, codec: FrozenEncodec, device: torch.device, processes_on_node: int
+) -> tuple[PairBatches, PairBatches, str]:
+    """Both splits, every segment encoded, and the hash of their embeddings."""
+    train_set, val_set = (
+        WavPairsDataset(Path(config.dataset_dir, split), codec, config.cache_dir, not config.no_cache)
+        for split in ("train", "val")
+    )
+    if val_set.num_samples != train_set.num_samples:
+        raise UserError(f"{config.dataset_dir}: train/ and val/ differ in length; create the dataset again")
+    if min(len(train_set), len(val_set)) < world_size():
+        raise UserError(
+            f"{config.dataset_dir}: {len(train_set)} train and {len(val_set)} val pairs are too few for {world_size()} "
+            "processes; use fewer with --num_processes, or more music"
+        )
+    data_hash = prepare_cache([train_set, val_set])
+    train_data, val_data = (PairBatches(split, device, processes_on_node) for split in (train_set, val_set))
+    hours = (len(train_set) + len(val_set)) * train_set.num_samples / codec.sample_rate / 3600
+    log(
+        f"data       {len(train_set)} train and {len(val_set)} val pairs, {hours:.2f} h to predict, "
+        f"[{codec.embedding_dim}, {train_set.num_frames}] embeddings {train_data.place}, hash {data_hash}"
+    )
+    log(describe_tracks(train_set.segments.tracks, val_set.segments.tracks))
+    return train_data, val_data, data_hash
 
 
 def start(run: Run, state: TrainState) -> None:
