@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from common.files import atomic_write
 from training.log import read_metrics
 
@@ -21,6 +18,9 @@ BASELINES = {
 
 def draw_curves(path: Path, metrics: Path) -> None:
     """Train and validation MSE by epoch, the baselines, and the learning rate: a PNG 600 pixels wide."""
+    from matplotlib.figure import Figure  # here, as it is a fifth of what a training imports
+    from matplotlib.ticker import MaxNLocator
+
     first, *lines = read_metrics(metrics)
     epochs = [line["epoch"] for line in lines]
     figure = Figure(figsize=(6, 5.4), layout="constrained")
