@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec, untrained_banner
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec
 from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
 from common.devices import free_memory, pick_device
 from common.errors import UserError, run_script
@@ -285,8 +285,8 @@ def main() -> int:
         find_pairs(split)
     check_output_folder("--cache_dir", settings.cache_dir, is_written=False)
     codec = load_frozen_encodec(settings.encodec_weights, device)
-    if not codec.is_pretrained:
-        print(untrained_banner(codec))
+    if codec.banner:
+        print(codec.banner)
     datasets = [WavPairsDataset(split, codec, settings.cache_dir) for split in splits]
     prepare_cache(datasets)
     for dataset in datasets:

@@ -54,7 +54,6 @@ import json
 import re
 import time
 
-from audio.frozen_encodec import untrained_banner
 from audio.segments import to_pcm16, write_wav
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
@@ -93,8 +92,8 @@ def main() -> int:
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
     check_is_ours(output_dir)
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
-    if not codec.is_pretrained:
-        print(untrained_banner(codec), file=sys.stderr)
+    if codec.banner:
+        print(codec.banner, file=sys.stderr)
     train, val = (WavPairsDataset(Path(dataset_dir, split), codec, settings.cache_dir) for split in ("train", "val"))
     if val.num_samples != checkpoint["num_samples"]:
         raise UserError(

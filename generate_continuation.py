@@ -51,7 +51,7 @@ import numpy as np
 import soundfile
 import torch
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, untrained_banner
+from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec
 from audio.reading import AudioError
 from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.devices import pick_device
@@ -170,8 +170,8 @@ def main() -> int:
     if not ends:
         return 1
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
-    if not codec.is_pretrained:
-        print(untrained_banner(codec), file=sys.stderr)
+    if codec.banner:
+        print(codec.banner, file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(output_dir, min_age_s=3600)
     progress = Progress()

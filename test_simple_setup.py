@@ -22,7 +22,7 @@ import torchaudio
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
-from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner
+from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting
 from common.devices import pick_device
 from common.errors import UserError, run_script
@@ -207,8 +207,8 @@ def main() -> int:
     if failed:
         print(f"not ready: fix {', '.join(failed)} (above), then run this again", flush=True)
         return 1
-    if not setup.codec.is_pretrained:
-        print(untrained_banner(setup.codec), flush=True)
+    if setup.codec.banner:
+        print(setup.codec.banner, flush=True)
     print("ready: python train_simple_ddp.py, or sbatch run_train_simple.sh", flush=True)
     return 0
 

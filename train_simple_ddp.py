@@ -34,7 +34,7 @@ import torch.multiprocessing
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
-from audio.frozen_encodec import find_weights
+from audio.weights import find_weights
 from common.devices import pick_device
 from common.errors import UserError, is_bug, print_error, print_interrupt, run_script
 from common.files import check_output_folder

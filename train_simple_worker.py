@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec, untrained_banner, weights_source
+from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
+from audio.weights import weights_source
 from common.devices import choose_precision, pick_device
 from common.errors import UserError
 from common.files import lock_folder
@@ -105,7 +106,7 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
         check_same_model(saved, f"{folder / LAST}", config, codec.fingerprint, remedy)
     precision = choose_precision(config.precision, device)
     log(describe_run(config, device, precision))
-    log(untrained_banner(codec))
+    log(codec.banner)
 
     train_data, val_data, data_hash = open_data(config, codec, device, processes_on_node)
     pairs = len(train_data.dataset) + len(val_data.dataset)

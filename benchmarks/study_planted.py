@@ -46,7 +46,7 @@ class Settings:
     epochs: int = setting(40, "of each training", type=number(int, at_least=1))
     lr: float = setting(1e-3, "learning rate, ten times the default for 200 epochs", type=number(float, above=0))
     seed: int = seed_setting("the first world")
-    encodec_weights: str = setting("untrained", "any codec will do: untrained, pretrained, or a file", type=file_path)
+    encodec_weights: str = setting("untrained", "any will do: untrained, demo, pretrained, or a file", type=file_path)
 
 
 def main() -> int:

@@ -72,7 +72,9 @@ def cache_setting() -> Any:
 
 
 def weights_setting() -> Any:
-    return setting("pretrained", "EnCodec's weights: pretrained, untrained, or a file or folder", type=file_path)
+    return setting(
+        "pretrained", "the codec: pretrained, demo, untrained, or a file or folder of weights", type=file_path
+    )
 
 
 def checkpoint_setting() -> Any:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import run_script
 
-from audio import frozen_encodec
-from audio.frozen_encodec import find_weights, load_frozen_encodec
+from audio import frozen_encodec, weights
+from audio.frozen_encodec import load_frozen_encodec
+from audio.weights import find_weights
 from common.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_folding_the_weight_norm_changes_nothing(codec, waveforms):
     original.set_target_bandwidth(6.0)
     short = waveforms[:, :, :8000]
     expected = original.encoder(short).detach()
-    folded = frozen_encodec.FrozenEncodec(original, "test", False)
+    folded = frozen_encodec.FrozenEncodec(original, "test", "untrained")
     torch.testing.assert_close(folded.encode(short), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -184,7 +185,7 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(encodec.model, "ROOT_URL", f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setattr(frozen_encodec, "WEIGHTS_NAME", path.name)
+        monkeypatch.setattr(weights, "WEIGHTS_NAME", path.name)
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
         found = find_weights("pretrained")
         server.shutdown()
