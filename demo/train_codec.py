@@ -1,0 +1,235 @@
+"""Train a small EnCodec from synthesised music alone: the codec that `--encodec_weights demo` means.
+
+    python demo/train_codec.py                                  # one to two hours on two cores
+    python demo/train_codec.py --device cuda --batch_size 32    # minutes
+
+EnCodec's own encoder and decoder, with a quarter of its filters, learn to carry sound through [128] embeddings, 75 a
+second, in three stages: as they are; half of them quantised to 6 kbit/s by codebooks that follow the encoder; and
+with the encoder frozen and the codebooks fitted to it anew, the decoder alone on embeddings of both kinds. They start
+as a resampler, so that sound comes through from the first step.
+
+Ends with codec-XXXXXXXX.th in the output folder, the first digits of its SHA-256 in the name. Killed, it resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from encodec.model import EncodecModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from audio.codec_model import HOP_LENGTH, build_model, half_precision
+from common.arguments import device_setting, file_path, number, parse_settings, seed_setting, setting
+from common.devices import pick_device
+from common.errors import UserError, run_script
+from common.files import atomic_write
+from demo.codebooks import are_fitted, fit_codebooks, quantize, quantize_and_follow
+from demo.resampler_start import start_as_resampler
+from demo.varied_music import track
+
+NUM_FILTERS, NUM_CODEBOOKS = 8, 8
+TRACK_S = 10
+CLIP_SAMPLES = 38 * HOP_LENGTH  # half a second
+WINDOWS = (128, 512, 2048)  # samples of the loss's spectra
+FIRST_VAL_TRACK = 10**9  # the numbers of the validation tracks begin here
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    output_dir: str = setting("demo/codec", "where the state and the weights are written", type=file_path)
+    continuous_steps: int = setting(400, "steps of encoder and decoder", type=number(int, at_least=1))
+    quantized_steps: int = setting(4600, "then steps with codebooks", type=number(int, at_least=0))
+    decoder_steps: int = setting(1000, "then steps of the decoder alone", type=number(int, at_least=0))
+    batch_size: int = setting(8, "clips of half a second in a step", type=number(int, at_least=2))
+    lr: float = setting(3e-4, "highest learning rate", type=number(float, above=0))
+    num_tracks: int = setting(360, "tracks of 10 s to learn from", type=number(int, at_least=1))
+    val_tracks: int = setting(12, "tracks of 10 s to validate on", type=number(int, at_least=1))
+    codebook_frames: int = setting(120_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
+    report_every: int = setting(100, "steps between reports; each saves the state", type=number(int, at_least=1))
+    device: str = device_setting()
+    seed: int = seed_setting("the music and the training")
+
+    @property
+    def joint_steps(self) -> int:
+        return self.continuous_steps + self.quantized_steps
+
+    @property
+    def steps(self) -> int:
+        return self.joint_steps + self.decoder_steps
+
+
+def main() -> int:
+    settings = parse_settings(Settings, __doc__)
+    folder, device = Path(settings.output_dir), pick_device(settings.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = load_state(folder / STATE, settings)
+    print(f"synthesising {settings.num_tracks + settings.val_tracks} tracks of {TRACK_S} s", flush=True)
+    tracks = torch.from_numpy(np.stack([track(settings.seed, k, TRACK_S) for k in range(settings.num_tracks)]))
+    unheard = [track(settings.seed, FIRST_VAL_TRACK + k, TRACK_S) for k in range(settings.val_tracks)]
+    unheard = torch.from_numpy(np.stack(unheard)).to(device)
+    torch.manual_seed(settings.seed)
+    model = build_model(NUM_FILTERS, NUM_CODEBOOKS)
+    start_as_resampler(model)
+    model.to(device).train()
+    train(model, saved, settings, tracks, unheard)
+    print(f"wrote {export(model, folder)}: {report(model, unheard)}")
+    return 0
+
+
+# ------------------------------------------------------------------ training
+
+
+def train(
+    model: EncodecModel, saved: dict | None, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor
+) -> None:
+    """Train through all three stages, from the start or from a saved state.
+
+    tracks, unheard: music to learn from and to validate on, [tracks, samples].
+    """
+    parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.8, 0.95))
+    first = 0
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    started, losses = time.monotonic(), []
+    for step in range(first, settings.steps):
+        if step in (settings.continuous_steps, settings.joint_steps):
+            left = fit_codebooks(model, tracks, settings.seed, settings.codebook_frames)
+            print(f"codebooks fitted: {left:.1%} of the embeddings' power is left over", flush=True)
+        losses.append(train_step(model, optimizer, step, settings, tracks))
+        done = step + 1
+        if done % settings.report_every == 0 or done == settings.steps:
+            save_state(Path(settings.output_dir, STATE), model, optimizer, done, settings)
+            per_second = (done - first) / (time.monotonic() - started)
+            print(
+                f"step {done}/{settings.steps}: loss {np.mean(losses):.3f}, {report(model, unheard)}, "
+                f"{per_second:.2f} steps/s, {(settings.steps - done) / per_second / 60:.0f} min left",
+                flush=True,
+            )
+            losses = []
+
+
+def train_step(
+    model: EncodecModel, optimizer: torch.optim.Optimizer, step: int, settings: Settings, tracks: torch.Tensor
+) -> float:
+    """One step; its loss. The clips follow from the seed and the step, so that a resumed training hears the same."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, settings)
+    is_frozen = step >= settings.joint_steps
+    clips = draw_clips(np.random.default_rng([settings.seed, 1, step]), tracks, settings.batch_size)
+    clips = clips.to(next(model.parameters()).device)
+    with torch.set_grad_enabled(not is_frozen):
+        embeddings = model.encoder(clips)
+    if step >= settings.continuous_steps:
+        continuous, others = embeddings.chunk(2)
+        quantized = quantize(model, others) if is_frozen else quantize_and_follow(model, others)
+        embeddings = torch.cat([continuous, quantized])
+    value = loss(clips, model.decoder(embeddings), embeddings)
+    optimizer.zero_grad()
+    value.backward()
+    # Only the gradient's direction counts: the logarithms in the loss have peaks.
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
+    optimizer.step()
+    return value.item()
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """100 steps of warm-up, then half a cosine down to 2%; for the decoder alone another one from half as high."""
+    highest, first, last = settings.lr, 0, settings.joint_steps
+    if step >= settings.joint_steps:
+        highest, first, last = settings.lr / 2, settings.joint_steps, settings.steps
+    fall = (1 + math.cos(math.pi * (step - first) / (last - first))) / 2
+    return highest * min(1, (step + 1) / 100) * (0.02 + 0.98 * fall)
+
+
+def draw_clips(rng: np.random.Generator, tracks: torch.Tensor, count: int) -> torch.Tensor:
+    """Clips [count, 1, CLIP_SAMPLES] from anywhere in the tracks."""
+    which = rng.integers(len(tracks), size=count)
+    starts = rng.integers(tracks.shape[1] - CLIP_SAMPLES, size=count)
+    return torch.stack([tracks[k, s : s + CLIP_SAMPLES] for k, s in zip(which, starts, strict=True)])[:, None]
+
+
+def loss(truth: torch.Tensor, decoded: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """How far sound is from the truth, both [B, 1, samples]: in spectra of three resolutions and sample by sample.
+
+    Of the spectra's magnitudes the relative L1 distance, in which the loud counts, and that of the logarithms, in
+    which the quiet counts too; of the samples the logarithm of the error's share of the power.
+    """
+    truth, decoded = truth.squeeze(1), decoded.squeeze(1)
+    total = 1e-3 * embeddings.square().mean()
+    for window in WINDOWS:
+        hann = torch.hann_window(window, device=truth.device)
+        spectra = torch.stft(torch.cat([truth, decoded]), window, window // 4, window=hann, return_complex=True)
+        wanted, got = spectra.abs().chunk(2)
+        total = total + (wanted - got).abs().sum() / wanted.sum().clamp_min(1e-3)
+        total = total + ((wanted + 1e-3).log10() - (got + 1e-3).log10()).abs().mean()
+    error, power = (truth - decoded).square().sum(dim=1), truth.square().sum(dim=1)
+    return total + ((error + 1e-4) / (power + 1e-3)).log10().mean()
+
+
+# ------------------------------------------------------------------ reports and files
+
+
+@torch.no_grad()
+def report(model: EncodecModel, unheard: torch.Tensor) -> str:
+    """The mean signal-to-noise ratio over the validation tracks, in words."""
+    ratios = {"continuous": [], "6 kbit/s": []}
+    for one in unheard:
+        embeddings = model.encoder(one[None, None])
+        ratios["continuous"].append(signal_to_noise_db(one, model.decoder(embeddings)))
+        if are_fitted(model):
+            ratios["6 kbit/s"].append(signal_to_noise_db(one, model.decoder(quantize(model, embeddings))))
+    return "unheard music at " + " and ".join(f"{np.mean(v):.2f} dB {name}" for name, v in ratios.items() if v)
+
+
+def signal_to_noise_db(truth: torch.Tensor, decoded: torch.Tensor) -> float:
+    error = (truth - decoded.flatten()[: len(truth)]).square().sum()
+    return float(10 * torch.log10(truth.square().sum() / error))
+
+
+def save_state(
+    path: Path, model: EncodecModel, optimizer: torch.optim.Optimizer, step: int, settings: Settings
+) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seed": settings.seed}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
+
+
+def load_state(path: Path, settings: Settings) -> dict | None:
+    """The state that a killed training left, or None."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        seed, step = state["seed"], state["step"]
+    except Exception as error:  # torch raises many kinds for a file of another form
+        raise UserError(f"{path}: not the state of a training; delete it to start again") from error
+    if seed != settings.seed:
+        raise UserError(f"{path}: of a training with --seed {seed}; name another --output_dir or delete it")
+    print(f"resuming at step {step}", flush=True)
+    return state
+
+
+def export(model: EncodecModel, folder: Path) -> Path:
+    """Write the weights in half precision, the first 8 digits of their SHA-256 in the name."""
+    content = io.BytesIO()
+    torch.save(half_precision(model), content)
+    path = folder / f"codec-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.th"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return path
+
+
+if __name__ == "__main__":
+    run_script(main)
