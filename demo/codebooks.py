@@ -20,7 +20,6 @@ def fit_codebooks(model: EncodecModel, tracks: torch.Tensor, seed: int, frames: 
     power = residual.square().sum()
     for layer in model.quantizer.vq.layers:
         codebook = layer._codebook
-        codebook.threshold_ema_dead_code = 0  # EnCodec would move entries that a small batch seldom meets
         codebook.embed.copy_(k_means(residual, codebook.codebook_size, draw))
         codebook.embed_avg.copy_(codebook.embed)
         codebook.cluster_size.fill_(1)
@@ -62,4 +61,6 @@ def quantize(model: EncodecModel, embeddings: torch.Tensor) -> torch.Tensor:
 
 def quantize_and_follow(model: EncodecModel, embeddings: torch.Tensor) -> torch.Tensor:
     """The same for training: the gradient passes as if nothing had happened, the codebooks follow the encoder."""
+    for layer in model.quantizer.vq.layers:
+        layer._codebook.threshold_ema_dead_code = 0  # else entries would be moved that a small batch seldom meets
     return model.quantizer(embeddings, model.frame_rate, KBPS).quantized
