@@ -27,8 +27,8 @@ class FrozenEncodec(nn.Module):
     """EnCodec's encoder, quantiser and decoder in evaluation mode, without gradients.
 
     Attributes: `model` (the `EncodecModel`), `sample_rate` (24000 Hz), `frame_rate` (75 frames a second),
-    `embedding_dim` (128), `bandwidth` (kbit/s), `kind` ("pretrained", "demo" or "untrained"), `is_pretrained` (not
-    untrained: its sound means something), `banner` (to print before it is heard; may be empty), and
+    `embedding_dim` (128), `bandwidth` (kbit/s), `kind` ("pretrained", "demo" or "untrained"), `is_pretrained` (it
+    has EnCodec's published weights), `banner` (to print before it is heard; may be empty), and
     `fingerprint`, which names the weights: embeddings from codecs with different fingerprints do not mix.
     """
 
@@ -37,7 +37,7 @@ class FrozenEncodec(nn.Module):
         _fold_weight_norm(model)
         self.model = model.requires_grad_(False)
         self.fingerprint = fingerprint
-        self.kind, self.banner, self.is_pretrained = kind, BANNERS[kind], kind != UNTRAINED
+        self.kind, self.banner, self.is_pretrained = kind, BANNERS[kind], kind == PRETRAINED
         self.sample_rate: int = model.sample_rate
         self.frame_rate: int = model.frame_rate
         self.bandwidth: float = model.bandwidth
