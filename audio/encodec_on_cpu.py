@@ -10,8 +10,9 @@ number of cores.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import encodec.model
 import torch
@@ -67,26 +68,35 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
         (max(0, start - CONTEXT_FRAMES), start, min(start + PIECE_FRAMES, num_frames))
         for start in range(0, num_frames, PIECE_FRAMES)
     ]
-    with _USE_OF_CORES:
-        cores = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-                rows = [[pool.submit(convolve, item, *piece) for piece in pieces] for item in batch.split(1)]
-                return torch.cat([torch.cat([piece.result() for piece in row], dim=2) for row in rows])
-        finally:
-            torch.set_num_threads(cores)
+    with a_thread_a_core() as (pool, _):
+        rows = [[pool.submit(convolve, item, *piece) for piece in pieces] for item in batch.split(1)]
+        return torch.cat([torch.cat([piece.result() for piece in row], dim=2) for row in rows])
 
 
 def alike_in_any_batch(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Apply layers with an LSTM so that a lone item gets the bits it would get in a batch.
 
     For one row the matrix library takes another route than for several. A batch of one runs as two, so that cached
-    embeddings do not depend on how many segments were missing together.
+    embeddings do not depend on how many segments were missing together. The cores share the batch, not each of the
+    LSTM's thousands of small products: where another program runs too, waiting for each other takes ten times as long.
     """
-    if batch.shape[0] > 1:
-        return layers(batch)
-    return layers(batch.expand(2, -1, -1))[:1]
+    rows = batch if len(batch) > 1 else batch.expand(2, -1, -1)
+    with a_thread_a_core() as (pool, cores):
+        parts = rows.tensor_split(min(cores, len(rows) // 2))
+        return torch.cat(list(pool.map(layers, parts)))[: len(batch)]
+
+
+@contextlib.contextmanager
+def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, int]]:
+    """A pool with a thread for each of torch's threads, while torch uses one; and their number."""
+    with _USE_OF_CORES:
+        cores = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+                yield pool, cores
+        finally:
+            torch.set_num_threads(cores)
 
 
 def samples_looked_back(layers: nn.Sequential) -> int:
