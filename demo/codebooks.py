@@ -1,4 +1,4 @@
-"""The codebooks of `demo/train_codec.py`: fitted by k-means, each to what those before it leave over."""
+"""The codebooks of `demo/train_codec.py`, and the space they are fitted in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,41 @@ import torch
 from encodec.model import EncodecModel
 from torch.nn import functional as F
 
+from audio.codec_model import HOP_LENGTH
+from demo.resampler_start import convolution, set_weight, weight_of
+
 KBPS = 6.0  # eight codebooks of 1024 entries, 75 times a second
 ROUNDS = 8  # of k-means
+MEMORY_FRAMES = 8  # in which the decoder answers to an embedding
+
+
+@torch.no_grad()
+def measure_by_ear(model: EncodecModel, tracks: torch.Tensor, seed: int) -> None:
+    """Turn and scale the embeddings until equal distances are equal errors in the decoded sound.
+
+    k-means and the nearest codebook entry know distances between embeddings only. Adding a small d to one embedding
+    changes the sound by about J d, so the error is d' M d with M = J' J, and embeddings times M^½ have distances that
+    are errors. J is found by adding noise to embeddings of tracks [N, samples]. As a convolution ends the
+    encoder and another begins the decoder, the matrix and its inverse go into these, and nothing else changes.
+    """
+    device, dimension = next(model.parameters()).device, model.encoder.dimension
+    draw = torch.Generator().manual_seed(seed)
+    response = torch.zeros(MEMORY_FRAMES, HOP_LENGTH, dimension, device=device)  # J, by frames after the change
+    power = 0.0
+    for one in tracks:
+        embeddings = model.encoder(one[None, None].to(device))
+        noise = 0.03 * embeddings.std() * torch.randn(embeddings.shape, generator=draw).to(device)
+        change = (model.decoder(embeddings + noise) - model.decoder(embeddings)).view(-1, HOP_LENGTH)
+        for later in range(MEMORY_FRAMES):
+            response[later] += change[later:].T @ noise[0].T[: len(change) - later]
+        power += float(noise.square().sum()) / dimension
+    metric = torch.einsum("fsd,fse->de", response, response) / power**2
+    values, vectors = torch.linalg.eigh(metric / metric.trace() * dimension)
+    roots = values.clamp_min(1e-3).sqrt()
+    first, last = convolution(model.decoder.model[0]), convolution(model.encoder.model[-1])
+    set_weight(last, torch.einsum("de,eik->dik", (vectors * roots) @ vectors.T, weight_of(last)))
+    last.bias.copy_((vectors * roots) @ vectors.T @ last.bias)
+    set_weight(first, torch.einsum("oek,ed->odk", weight_of(first), (vectors / roots) @ vectors.T))
 
 
 @torch.no_grad()
@@ -22,7 +55,6 @@ def fit_codebooks(model: EncodecModel, tracks: torch.Tensor, seed: int, frames: 
         codebook = layer._codebook
         codebook.embed.copy_(k_means(residual, codebook.codebook_size, draw))
         codebook.embed_avg.copy_(codebook.embed)
-        codebook.cluster_size.fill_(1)
         codebook.inited.fill_(1)
         residual = residual - F.embedding(nearest(residual, codebook.embed), codebook.embed)
     return float(residual.square().sum() / power)
@@ -57,10 +89,3 @@ def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
 def quantize(model: EncodecModel, embeddings: torch.Tensor) -> torch.Tensor:
     """Embeddings [B, 128, frames] -> the same through the codebooks."""
     return model.quantizer.decode(model.quantizer.encode(embeddings, model.frame_rate, KBPS))
-
-
-def quantize_and_follow(model: EncodecModel, embeddings: torch.Tensor) -> torch.Tensor:
-    """The same for training: the gradient passes as if nothing had happened, the codebooks follow the encoder."""
-    for layer in model.quantizer.vq.layers:
-        layer._codebook.threshold_ema_dead_code = 0  # else entries would be moved that a small batch seldom meets
-    return model.quantizer(embeddings, model.frame_rate, KBPS).quantized

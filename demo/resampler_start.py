@@ -96,7 +96,14 @@ def at_tap(matrix: torch.Tensor, layer: nn.Module, tap: int) -> torch.Tensor:
 
 def mix_in(layer: nn.Module, structure: torch.Tensor, gain: float = 1.0) -> None:
     """Replace all but a share of a layer's random weight by `structure`."""
-    random = layer.weight_v * (layer.weight_g / layer.weight_v.norm(dim=(1, 2), keepdim=True))
-    weight = gain * (RANDOM_SHARE * random + structure)
+    set_weight(layer, gain * (RANDOM_SHARE * weight_of(layer) + structure))
+
+
+def weight_of(layer: nn.Module) -> torch.Tensor:
+    """The weight that a weight-normalised layer computes with."""
+    return layer.weight_v * (layer.weight_g / layer.weight_v.norm(dim=(1, 2), keepdim=True))
+
+
+def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
     layer.weight_v.copy_(weight)
     layer.weight_g.copy_(weight.norm(dim=(1, 2), keepdim=True))

@@ -4,9 +4,9 @@
     python demo/train_codec.py --device cuda --batch_size 32    # minutes
 
 EnCodec's own encoder and decoder, with a quarter of its filters, learn to carry sound through [128] embeddings, 75 a
-second, in three stages: as they are; half of them quantised to 6 kbit/s by codebooks that follow the encoder; and
-with the encoder frozen and the codebooks fitted to it anew, the decoder alone on embeddings of both kinds. They start
-as a resampler, so that sound comes through from the first step.
+second. They start as a resampler, so that sound comes through from the first step. Then the encoder is frozen, its
+embeddings are scaled so that distances are errors in sound, codebooks for 6 kbit/s are fitted to them, and the
+decoder goes on alone, half of what it sees quantised.
 
 Ends with codec-XXXXXXXX.th in the output folder, the first digits of its SHA-256 in the name. Killed, it resumes.
 """
@@ -31,7 +31,7 @@ from common.arguments import device_setting, file_path, number, parse_settings, 
 from common.devices import pick_device
 from common.errors import UserError, run_script
 from common.files import atomic_write
-from demo.codebooks import are_fitted, fit_codebooks, quantize, quantize_and_follow
+from demo.codebooks import are_fitted, fit_codebooks, measure_by_ear, quantize
 from demo.resampler_start import start_as_resampler
 from demo.varied_music import track
 
@@ -40,27 +40,23 @@ TRACK_S = 10
 CLIP_SAMPLES = 38 * HOP_LENGTH  # half a second
 WINDOWS = (128, 512, 2048)  # samples of the loss's spectra
 FIRST_VAL_TRACK = 10**9  # the numbers of the validation tracks begin here
+METRIC_TRACKS = 60  # enough to tell how the decoder answers to embeddings
 STATE = "state.pt"
 
 
 @dataclass(frozen=True)
 class Settings:
     output_dir: str = setting("demo/codec", "where the state and the weights are written", type=file_path)
-    continuous_steps: int = setting(400, "steps of encoder and decoder", type=number(int, at_least=1))
-    quantized_steps: int = setting(4600, "then steps with codebooks", type=number(int, at_least=0))
-    decoder_steps: int = setting(1000, "then steps of the decoder alone", type=number(int, at_least=0))
+    joint_steps: int = setting(1100, "steps of encoder and decoder together", type=number(int, at_least=1))
+    decoder_steps: int = setting(2400, "steps of the decoder alone after that", type=number(int, at_least=1))
     batch_size: int = setting(8, "clips of half a second in a step", type=number(int, at_least=2))
-    lr: float = setting(3e-4, "highest learning rate", type=number(float, above=0))
+    lr: float = setting(2e-4, "highest learning rate", type=number(float, above=0))
     num_tracks: int = setting(360, "tracks of 10 s to learn from", type=number(int, at_least=1))
     val_tracks: int = setting(12, "tracks of 10 s to validate on", type=number(int, at_least=1))
-    codebook_frames: int = setting(120_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
+    codebook_frames: int = setting(200_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
     report_every: int = setting(100, "steps between reports; each saves the state", type=number(int, at_least=1))
     device: str = device_setting()
     seed: int = seed_setting("the music and the training")
-
-    @property
-    def joint_steps(self) -> int:
-        return self.continuous_steps + self.quantized_steps
 
     @property
     def steps(self) -> int:
@@ -91,7 +87,7 @@ def main() -> int:
 def train(
     model: EncodecModel, saved: dict | None, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor
 ) -> None:
-    """Train through all three stages, from the start or from a saved state.
+    """Train encoder and decoder, fit the codebooks, train the decoder alone; from the start or from a saved state.
 
     tracks, unheard: music to learn from and to validate on, [tracks, samples].
     """
@@ -104,7 +100,8 @@ def train(
         first = saved["step"]
     started, losses = time.monotonic(), []
     for step in range(first, settings.steps):
-        if step in (settings.continuous_steps, settings.joint_steps):
+        if step == settings.joint_steps:
+            measure_by_ear(model, tracks[:METRIC_TRACKS], settings.seed)
             left = fit_codebooks(model, tracks, settings.seed, settings.codebook_frames)
             print(f"codebooks fitted: {left:.1%} of the embeddings' power is left over", flush=True)
         losses.append(train_step(model, optimizer, step, settings, tracks))
@@ -126,15 +123,14 @@ def train_step(
     """One step; its loss. The clips follow from the seed and the step, so that a resumed training hears the same."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
-    is_frozen = step >= settings.joint_steps
+    is_alone = step >= settings.joint_steps
     clips = draw_clips(np.random.default_rng([settings.seed, 1, step]), tracks, settings.batch_size)
     clips = clips.to(next(model.parameters()).device)
-    with torch.set_grad_enabled(not is_frozen):
+    with torch.set_grad_enabled(not is_alone):
         embeddings = model.encoder(clips)
-    if step >= settings.continuous_steps:
+    if is_alone:
         continuous, others = embeddings.chunk(2)
-        quantized = quantize(model, others) if is_frozen else quantize_and_follow(model, others)
-        embeddings = torch.cat([continuous, quantized])
+        embeddings = torch.cat([continuous, quantize(model, others)])
     value = loss(clips, model.decoder(embeddings), embeddings)
     optimizer.zero_grad()
     value.backward()
@@ -145,12 +141,10 @@ def train_step(
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """100 steps of warm-up, then half a cosine down to 2%; for the decoder alone another one from half as high."""
-    highest, first, last = settings.lr, 0, settings.joint_steps
-    if step >= settings.joint_steps:
-        highest, first, last = settings.lr / 2, settings.joint_steps, settings.steps
-    fall = (1 + math.cos(math.pi * (step - first) / (last - first))) / 2
-    return highest * min(1, (step + 1) / 100) * (0.02 + 0.98 * fall)
+    """For encoder and decoder, then for the decoder alone: 100 steps of warm-up, then half a cosine down to 2%."""
+    is_alone = step >= settings.joint_steps
+    done, steps = (step - settings.joint_steps, settings.decoder_steps) if is_alone else (step, settings.joint_steps)
+    return settings.lr * min(1, (done + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done / steps)) / 2)
 
 
 def draw_clips(rng: np.random.Generator, tracks: torch.Tensor, count: int) -> torch.Tensor:
@@ -164,7 +158,8 @@ def loss(truth: torch.Tensor, decoded: torch.Tensor, embeddings: torch.Tensor) -
     """How far sound is from the truth, both [B, 1, samples]: in spectra of three resolutions and sample by sample.
 
     Of the spectra's magnitudes the relative L1 distance, in which the loud counts, and that of the logarithms, in
-    which the quiet counts too; of the samples the logarithm of the error's share of the power.
+    which the quiet counts too; of the samples the logarithm of the error's share of the power. And a little of
+    the embeddings' power, [B, 128, frames], which would else drift.
     """
     truth, decoded = truth.squeeze(1), decoded.squeeze(1)
     total = 1e-3 * embeddings.square().mean()

@@ -109,7 +109,7 @@ def harmonic(rng: np.random.Generator) -> Instrument:
     """Overtones that fall off at a drawn rate: organs, strings, brass, reeds; perhaps two detuned ones."""
     count = int(rng.integers(1, 25))
     orders = np.arange(1, count + 1)
-    strengths = rng.random(count) ** rng.choice([0.3, 2]) / orders ** rng.uniform(0.3, 2)
+    strengths = rng.random(count) ** rng.choice([0.3, 2]) / orders ** rng.uniform(0.6, 2.2)
     if rng.random() < 0.25:
         strengths[1::2] *= 0.1  # a clarinet has the odd ones
     attack, decay = 10 ** rng.uniform(-2.5, -0.7), 10 ** rng.uniform(-0.8, 1.5)
@@ -132,7 +132,7 @@ def harmonic(rng: np.random.Generator) -> Instrument:
 def modulated(rng: np.random.Generator) -> Instrument:
     """Frequency modulation: electric pianos, brass, clangs."""
     ratio = rng.choice([0.5, 1, 1, 2, 3, rng.uniform(0.3, 7)])
-    index, index_decay = rng.uniform(0.3, 5), 10 ** rng.uniform(-1, 1)
+    index, index_decay = rng.uniform(0.3, 4), 10 ** rng.uniform(-1, 1)
     attack, decay = 10 ** rng.uniform(-2.7, -0.8), 10 ** rng.uniform(-0.7, 1)
 
     def play(frequency: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def modulated(rng: np.random.Generator) -> Instrument:
 
 def plucked(rng: np.random.Generator) -> Instrument:
     """Karplus and Strong's string: noise that runs round a delay line and loses its highs."""
-    loss, colour = rng.uniform(0.98, 0.999), rng.uniform(0, 0.9)
+    loss, colour = rng.uniform(0.98, 0.999), rng.uniform(0.2, 0.95)
 
     def play(frequency: np.ndarray) -> np.ndarray:
         period = max(2, round(SAMPLE_RATE / frequency[-1] - 0.5))
@@ -236,14 +236,14 @@ def finish(rng: np.random.Generator, mix: np.ndarray) -> np.ndarray:
         wet = fftconvolve(mix, room)[: len(mix)]
         mix = mix + rng.uniform(0.05, 0.8) * wet * mix.std() / (wet.std() + 1e-9)
     mix = mix / (np.abs(mix).max() + 1e-9)
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         drive = rng.uniform(1, 6)
         mix = np.tanh(drive * mix) / np.tanh(drive)
-    if rng.random() < 0.6:
-        pole = rng.uniform(0.2, 0.9)
+    if rng.random() < 0.7:
+        pole = rng.uniform(0.2, 0.92)
         mix = lfilter([1 - pole], [1, -pole], mix)
     if rng.random() < 0.15:
         start = int(rng.integers(len(mix)))
         mix[start : start + int(rng.uniform(0.1, 2) * SAMPLE_RATE)] = 0
-    loudest = max(np.abs(mix).max(), mix.std() / 0.15)  # -16 dB on average where the peaks leave room for it
-    return mix / (loudest + 1e-9) * level(rng, *rng.choice([(-40, -10), (-10, 0), (-10, 0)]))
+    loudest = max(np.abs(mix).max(), mix.std() / 0.3)  # -10 dB on average where the peaks leave room for it
+    return mix / (loudest + 1e-9) * level(rng, *rng.choice([(-40, -10), (-10, 0), (-10, 0), (-4, 0)]))
