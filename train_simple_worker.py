@@ -259,12 +259,11 @@ def run_epoch(run: Run, state: TrainState) -> None:
     kept = run.folder / f"checkpoint_epoch_{state.epoch}.pt" if state.epoch % run.config.checkpoint_every == 0 else None
     if rank() == 0:
         append_metrics(run.folder / METRICS, line)
-        if kept:
-            draw_curves(run.folder / CURVES, run.folder / METRICS)
         names = [run.folder / BEST if is_best else None, kept, run.folder / LAST]  # last.pt last: it ends the epoch
         save_checkpoint(filter(None, names), state.checkpoint() | run.facts | {"val_mse": val_mse})
     log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
-    if kept:
+    if kept and rank() == 0:
+        draw_curves(run.folder / CURVES, run.folder / METRICS)
         log(f"curves     {run.folder / CURVES}")
         log(f"listen     {listen_command(run.config, kept)}")
     if run.board:

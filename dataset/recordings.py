@@ -22,8 +22,9 @@ FIRST_BIN, LAST_BIN = math.ceil(EDGES[0]), math.ceil(EDGES[-1])
 BINS = np.arange(FIRST_BIN, LAST_BIN)[:, None]
 TAPS = 8 * DECIMATION
 SINC = np.sinc((np.arange(TAPS) - (TAPS - 1) / 2) / DECIMATION) / DECIMATION
-LOW_PASS = (SINC * np.hanning(TAPS)).astype(np.float32).reshape(-1, DECIMATION)
-BANDS = ((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32)  # [bins, 33]
+# Products are torch's, as NumPy's take all cores, and each worker has one.
+LOW_PASS = torch.from_numpy((SINC * np.hanning(TAPS)).astype(np.float32)).view(-1, DECIMATION)
+BANDS = torch.from_numpy(((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32))  # [bins, 33]
 
 MAX_DIFFERENT = 10  # bits of 32 in prints that count as equal
 MIN_EQUAL = 0.95  # of the prints where two tracks overlap; of copies it was 0.99 and more
@@ -50,7 +51,7 @@ class Fingerprint:
         count = max(0, len(rows) - len(LOW_PASS) + 1)
         self._rest = samples[count * DECIMATION :]
         # Output k is the sum over rows k + j with row j of the filter.
-        products = LOW_PASS @ rows.T
+        products = (LOW_PASS @ torch.from_numpy(rows).T).numpy()
         slow = sum(products[j, j : j + count] for j in range(len(LOW_PASS)))
         signal = np.concatenate([self._signal, slow])
         count = max(0, (len(signal) - FRAME) // HOP + 1)
@@ -58,8 +59,9 @@ class Fingerprint:
         if count == 0:
             return
         frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[: count * HOP : HOP] * WINDOW
-        spectra = torch.fft.rfft(torch.from_numpy(frames)).numpy()[:, FIRST_BIN:LAST_BIN]
-        energies = np.concatenate([self._energies, (spectra.real**2 + spectra.imag**2) @ BANDS])  # [frames, 33]
+        spectra = torch.fft.rfft(torch.from_numpy(frames))[:, FIRST_BIN:LAST_BIN]
+        powers = (spectra.real.square() + spectra.imag.square()) @ BANDS
+        energies = np.concatenate([self._energies, powers.numpy()])  # [frames, 33]
         self._energies = energies[-1:]
         bits = np.diff(np.diff(energies, axis=1), axis=0) > 0  # [frames - 1, 32]
         prints = np.packbits(bits, axis=1).view(np.uint32)[:, 0]
