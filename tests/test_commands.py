@@ -150,6 +150,7 @@ def test_a_cuda_device_that_is_not_there(place, fails):
     fails("train_simple_ddp.py", "--device", "cuda", *UNTRAINED[:2], says="--device cuda: torch sees no CUDA GPU here")
 
 
+@pytest.mark.slow
 def test_the_setup_test_says_ready_or_what_to_fix(place, run):
     lines = run("test_simple_setup.py", *UNTRAINED).stdout.splitlines()
     assert [line.split()[1] for line in lines[:9]] == ["ok"] * 9 and lines[-1].startswith("ready:")

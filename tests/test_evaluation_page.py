@@ -115,6 +115,7 @@ def test_results_are_complete(place, results):
         assert f"`{name}`" in explained, name
 
 
+@pytest.mark.slow
 def test_same_command_same_results(place, results, run):
     again = place / "again"
     printed = run(*arguments(place, "--num_examples", 0, "--max_sound_pairs", 4, "--output_dir", again)).stdout

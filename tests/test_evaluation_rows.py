@@ -122,6 +122,7 @@ def test_rows_differ_as_they_must(oracles):
     assert all(track["skill"] == 1 > track["best_rival_skill"] for track in table)
 
 
+@pytest.mark.slow
 def test_every_clip_with_a_key_is_heard_once(dataset, monkeypatch):
     """12 segments and the training mean once; of 9 pairs two predictions, a loop and a quantised truth each."""
     trips = []

@@ -40,6 +40,7 @@ def test_any_length(codec, waveforms, samples):
     torch.testing.assert_close(codec.decode(expected), codec.model.decoder(expected), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoding_in_pieces(codec, waveforms):
     embeddings = codec.encode(waveforms)
     decoded = codec.decode(embeddings)

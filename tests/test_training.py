@@ -145,6 +145,7 @@ def test_reproducible_from_its_seed(small_dataset, tmp_path, run):
     assert not difference(a, b) and difference(a, c)
 
 
+@pytest.mark.slow
 def test_however_the_embeddings_come_it_trains_the_same(small_dataset, tmp_path, run, monkeypatch):
     """From memory, from the cache as needed, or encoded at every use."""
     # A cache of its own: the same threads must have filled it, as their number decides the last bits.
