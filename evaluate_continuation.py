@@ -20,6 +20,7 @@ from common.arguments import (
     answer_early,
     cache_setting,
     checkpoint_setting,
+    checkpoint_weights_setting,
     dataset_setting,
     device_setting,
     file_path,
@@ -42,9 +43,7 @@ class Settings:
     seed: int = seed_setting("all choices")
     cache_dir: str | None = cache_setting()
     device: str = device_setting()
-    encodec_weights: str | None = setting(
-        None, "pretrained, untrained, or a file or folder (default: the checkpoint's)", type=file_path
-    )
+    encodec_weights: str | None = checkpoint_weights_setting()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 from common.arguments import (
     answer_early,
     checkpoint_setting,
+    checkpoint_weights_setting,
     device_setting,
     file_path,
     number,
@@ -39,9 +40,7 @@ class Settings:
     num_segments: int = setting(1, "how many segments to continue for", type=number(int, at_least=1, at_most=1000))
     quantize: bool = setting(False, "snap the prediction to the codec's 6 kbps codebooks")
     device: str = device_setting()
-    encodec_weights: str | None = setting(
-        None, "pretrained, untrained, or a file or folder (default: the checkpoint's)", type=file_path
-    )
+    encodec_weights: str | None = checkpoint_weights_setting()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 
-SAMPLE_RATE = 24000
+from audio.segments import SAMPLE_RATE
+
 HOP_LENGTH = 320  # samples a frame: the product of the encoder's strides 2, 4, 5 and 8
 CODEBOOK_KBPS = 0.75  # 75 frames a second, each with an index of 10 bits
 PUBLISHED_SIZES = {"num_filters": 32, "num_codebooks": 32}  # of the weights that Meta published

@@ -71,10 +71,15 @@ def cache_setting() -> Any:
     return setting(None, "where embeddings are kept (default: .embedding_cache in dataset_dir)", type=file_path)
 
 
+WEIGHTS_HELP = "the codec: pretrained, demo, untrained, or a file or folder of weights"
+
+
 def weights_setting() -> Any:
-    return setting(
-        "pretrained", "the codec: pretrained, demo, untrained, or a file or folder of weights", type=file_path
-    )
+    return setting("pretrained", WEIGHTS_HELP, type=file_path)
+
+
+def checkpoint_weights_setting() -> Any:
+    return setting(None, f"{WEIGHTS_HELP} (default: the checkpoint's)", type=file_path)
 
 
 def checkpoint_setting() -> Any:

@@ -66,8 +66,12 @@ def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().decode("utf-8", "replace").strip() or "another process"
+            for _ in range(20):  # between taking the lock and writing its name the holder has none
+                file.seek(0)
+                if holder := file.read().decode("utf-8", "replace").strip():
+                    break
+                time.sleep(0.05)
+            holder = holder or "another process"
             raise UserError(f"{folder}: in use by {holder}; wait for it or stop it") from error
         except OSError:
             pass

@@ -157,9 +157,8 @@ def test_measuring_by_ear_changes_the_embeddings_and_not_the_sound(song):
     torch.manual_seed(0)
     model = build_model(8, 8)
     importlib.import_module("demo.resampler_start").start_as_resampler(model)
-    into = model.encoder.model[
-        -1
-    ].conv.conv  # here: embeddings in which the same noise is up to a hundred times as loud in some channels
+    # Embeddings in which the same noise is up to a hundred times as loud in some channels.
+    into = model.encoder.model[-1].conv.conv
     scale = torch.logspace(-0.5, 0.5, 128)
     into.weight_g.mul_(scale[:, None, None])
     out_of = model.decoder.model[0].conv.conv

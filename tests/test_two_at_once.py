@@ -33,11 +33,11 @@ def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]
 def test_two_dataset_creations_into_one_folder(tmp_path, small_music, small_dataset):
     command = ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path / "d")
     command += ("--segment_duration", 1, "--max_pairs", 22, "--val_pairs", 3, "--num_workers", 1)
-    ended = together(command, command)
+    first, second = ended = together(command, command)
     assert sorted(run.returncode for run in ended)[0] == 0
-    for run in ended:
+    for run, other in ((first, second), (second, first)):
         if run.returncode:
-            assert run.stderr.count("\n") == 1 and ": in use by " in run.stderr
+            assert run.stderr.count("\n") == 1 and f"in use by dataset creation, process {other.args} on" in run.stderr
     assert contents(tmp_path / "d") == contents(small_dataset)
     assert {p.name for p in (tmp_path / "d").iterdir()} == {"train", "val", "metadata.txt", ".lock"}
 
