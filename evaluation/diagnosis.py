@@ -77,7 +77,7 @@ def what_it_uses(diagnosis: dict) -> str:
     if swapped is None:
         conclusion = "there is no other track to try"
     elif not swapped.low > LEAST_LEAD:
-        conclusion = "it does not use its input"
+        conclusion = "it is not shown to use its input"
     elif not shuffled.low > LEAST_LEAD:
         conclusion = "it goes by what its input sounds like, not by the order"
     elif rolled.value < shuffled.value / 4:

@@ -95,15 +95,16 @@ def spread_over_tracks(tracks: list[str], limit: int, seed: int, in_runs: bool =
 def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
     """For each pair a pair of another track, seeded; None if there is one track only.
 
-    A permutation (each pair is used once) unless one track has more than half of all pairs: with the
-    pairs in order of their tracks, a shift by the largest track's size leaves every track.
+    A permutation (each pair is used once) unless one track has more than half of all pairs: with the pairs in order
+    of their tracks, a shift by the largest track's size leaves every track. Within a track the order is
+    drawn, or two tracks of the same form would meet bar for bar.
     """
     groups = list(by_track(tracks).values())
     if len(groups) < 2:
         return None
     rng = random.Random(seed)
     rng.shuffle(groups)
-    order = [index for group in groups for index in group]
+    order = [index for group in groups for index in rng.sample(group, len(group))]
     shift = max(map(len, groups))
     other = [0] * len(tracks)
     for place, index in enumerate(order):

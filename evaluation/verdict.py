@@ -134,5 +134,9 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
         against = f"not ahead of {name} with {evidence.skills[rival]:+.2f} (lead {lead})"
     if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
         against = "but its error over all pairs together is above the training mean's"
-    blind = "" if evidence.uses_input else "; it does not use its input: another track's serves it as well"
-    return f"{skill}; {against}{blind}"
+    if evidence.uses_input:
+        return f"{skill}; {against}"
+    cost = "there is no other track to try"
+    if evidence.input_cost is not None:
+        cost = f"another track's costs it {evidence.input_cost}"
+    return f"{skill}; {against}; not shown to use its input: {cost}"

@@ -189,6 +189,13 @@ def test_other_tracks_are_other_and_used_evenly(tracks, seed):
     assert other == other_tracks(tracks, seed)
 
 
+def test_tracks_of_the_same_form_do_not_meet_bar_for_bar():
+    tracks = [track for track in "abcdefghijkl" for _ in range(6)]
+    other = other_tracks(tracks, seed=0)
+    in_step = [sum(other[i] % 6 == i % 6 for i in range(k, k + 6)) for k in range(0, len(tracks), 6)]
+    assert max(in_step) < 6 and sum(in_step) < 24, in_step  # 12 are expected, with a deviation of 3
+
+
 @given(track_lists, st.integers(0, 50), st.integers(0, 100), st.booleans())
 @settings(deadline=None)
 def test_choices_are_spread(tracks, limit, seed, in_runs):

@@ -35,14 +35,14 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
         (evidence(tracks=9), "undecided", "9 tracks for validation, 10 are needed"),
         (evidence(tracks=1), "undecided", "1 track for validation"),
         (evidence(shared=2), "undecided", "2 of 10 tracks were in the training too"),
-        (evidence(input_cost=AROUND), "better_than_average", "does not use its input"),
-        (evidence(input_cost=None), "better_than_average", "does not use its input"),
+        (evidence(input_cost=AROUND), "better_than_average", "not shown to use its input"),
+        (evidence(input_cost=None), "better_than_average", "not shown to use its input"),
         (evidence(loop=AROUND), "better_than_average", "not ahead of looping the input"),
         (evidence(ridge=BELOW), "better_than_average", "behind ridge regression"),
         (evidence(position_mean=BELOW), "better_than_average", "behind the training mean by position"),
         (evidence(repeat_input=AROUND), "copies", "not ahead of repeating the input"),
         (evidence(shrunk_copy=BELOW, loop=Interval(-1, -2, -0.5)), "copies", "behind the shrunk copy"),
-        (evidence(shrunk_copy=BELOW, input_cost=AROUND), "better_than_average", "does not use its input"),
+        (evidence(shrunk_copy=BELOW, input_cost=AROUND), "better_than_average", "not shown to use its input"),
         (evidence(skill=AROUND), "not_distinguishable", "Not distinguishable"),
         (evidence(skill=BELOW), "worse", "Worse than predicting the average"),
         (evidence(skill=Interval(0.009, 0.008, 0.01)), "not_distinguishable", ""),
@@ -153,7 +153,7 @@ def test_a_jukebox_is_learned_by_who_knows_it(coin, rng):
     course = jukebox.clips.mean(dim=0, keepdim=True)
     found, given, _ = examine(lambda x: course, train, val)
     assert given["outcome"] == "better_than_average" and not found.uses_input
-    assert "does not use its input" in given["sentence"]
+    assert "not shown to use its input" in given["sentence"]
     assert outcome_of(lambda x: x, train, val) == "worse"
     assert outcome_of(loop_of, train, val) in ("worse", "not_distinguishable")
     # One frame late it is still ahead of all rivals, and the page says what is wrong with it.
@@ -235,7 +235,7 @@ def test_the_sentences_follow_the_planted_cause(rng):
     answers = oracle(val)
     assert "exact place of every frame" in diagnose(examine(answers, train, val)[2])["sentences"][1]
     found = diagnose(examine(lambda x: torch.zeros_like(x), train, val)[2])
-    assert "does not use its input" in found["sentences"][1]
+    assert "not shown to use its input" in found["sentences"][1]
 
 
 def test_the_limit_names_the_first_cause_that_applies(rng):
