@@ -309,7 +309,7 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
         )
     elif tracks < TRACKS_FOR_A_VERDICT:
         remedy = "a larger --val_pairs" if tracks >= settings.val_pairs else "more music in --input_dir"
-        warning = f"validation has {tracks} tracks; a verdict needs {TRACKS_FOR_A_VERDICT}: {remedy}"
+        warning = f"{tracks} of the {TRACKS_FOR_A_VERDICT} validation tracks that a verdict needs: {remedy}"
     else:
         return
     print(f"{where}: {warning}", file=sys.stderr)

@@ -3,9 +3,10 @@
     python evaluate_continuation.py                               # best_model.pt -> results_simple/report.html
     python evaluate_continuation.py --checkpoint checkpoints_simple/checkpoint_epoch_10.pt --output_dir results_epoch_10
 
-Compares the model on the validation split with repeating, averaging, shrinking and looping the input, with ridge
-regression, with the training mean and with the codec alone, and says by a stated rule whether it works. Writes
-report.html (open it in a browser), results.json, the figures and the WAVs. Can run beside a training.
+Compares the model on the validation split with repeating, averaging, shrinking, holding and looping the input, with
+linear maps of frames and of whole clips, with the training mean and with the codec alone, and says by a stated rule
+whether it works. Writes report.html (open it in a browser), results.json, the figures and the WAVs. Can run beside a
+training.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ def main() -> int:
         fitted = fit(train, [row.source for row in rows["train"]], model.mean, model.std, progress)
         trained = Model(lambda x: model(x.to(device)), lambda x: model.shrunk_copy(x.to(device)))
         comparison = Comparison(trained, val, [row.source for row in rows["val"]], fitted, settings.seed)
-        results = evaluate(comparison, rows, settings, checkpoint, progress)
+        known = {train.keys[index][1] for index in range(len(train))}
+        copies = [index for index in range(len(val)) if val.keys[index][1] in known]
+        results = evaluate(comparison, rows, copies, settings, checkpoint, progress)
         progress.close()
-        results["notes"] = notes(results, checkpoint, train, val)
+        results["notes"] = notes(results, checkpoint, len(copies))
         results["seconds"] = round(time.monotonic() - started, 1)
         for stale in output_dir.iterdir():
             if OUR_FILES.fullmatch(stale.name) and stale.name not in results["files"]:
@@ -139,11 +142,15 @@ def rows_of(dataset: WavPairsDataset, listed: list[PairRow], dataset_dir: str) -
 def evaluate(
     comparison: Comparison,
     rows: dict[str, list[PairRow]],
+    copies: list[int],
     settings: Settings,
     checkpoint: dict,
     progress: Progress,
 ) -> dict[str, object]:
-    """results.json but for its notes; writes the examples and the figures."""
+    """results.json but for its notes; writes the examples and the figures.
+
+    copies: the validation pairs whose true continuations are in the training split too.
+    """
     folder, val, codec, tracks = Path(settings.output_dir), comparison.dataset, comparison.codec, comparison.tracks
     sound_pairs = spread_over_tracks(tracks, settings.max_sound_pairs, settings.seed, in_runs=True)
     errors, sound = comparison.measure(sound_pairs, progress)
@@ -151,7 +158,7 @@ def evaluate(
     elements = codec.embedding_dim * val.num_frames
     per_second = seconds(errors, by_tracks, val.num_frames, codec.embedding_dim, codec.frame_rate)
     diagnosis = diagnose(by_tracks)
-    shared_tracks = {row.source for row in rows["train"]} & set(tracks)
+    shared_tracks = {row.source for row in rows["train"]} & set(tracks) | {tracks[index] for index in copies}
     evidence = gather_evidence(by_tracks, len(shared_tracks))
     table = table_rows(errors, by_tracks, sound, tracks, elements)
     epochs = [line for line in read_metrics(Path(settings.checkpoint).parent / METRICS) if "epoch" in line]
@@ -172,7 +179,7 @@ def evaluate(
     return {
         "format": FORMAT,
         "verdict": verdict(evidence)
-        | {"limit": limit(evidence, diagnosis, by_tracks.slope("model"), *training_signs(checkpoint, epochs))},
+        | {"limit": limit(evidence, diagnosis, by_tracks, *training_signs(checkpoint, epochs))},
         "checkpoint": {
             "path": printable(settings.checkpoint),
             "epoch": checkpoint["epoch"],
@@ -182,7 +189,11 @@ def evaluate(
         "rows": table,
         "per_second": per_second,
         "diagnosis": diagnosis,
-        "reference": reference(by_tracks, sound, settings.seed) | {"ridge_penalty": comparison.fitted.penalty},
+        "reference": reference(by_tracks, sound, settings.seed)
+        | {
+            "ridge_penalty": comparison.fitted.penalty,
+            "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
+        },
         "tracks": track_table(by_tracks, tracks, elements),
         "dataset": {
             "path": printable(settings.dataset_dir),
@@ -205,13 +216,17 @@ def evaluate(
 
 
 def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, bool]:
-    """The skill on the training pairs in the evaluated epoch, if it is logged, and whether that epoch is the last."""
+    """The pooled skill on the training pairs in the evaluated epoch, and whether the training still improved there.
+
+    None and False if that epoch is not logged.
+    """
     line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
     if line is None:
         return None, False
     # The error of the training mean on the training pairs is the variance, mean of channels.
     variance = float(checkpoint["model"]["std"].double().square().mean())
-    return 1 - line["train_mse"] / max(variance, 1e-30), line is epochs[-1] and len(epochs) > 1
+    still_improved = line is epochs[-1] and line["val_mse"] < min([e["val_mse"] for e in epochs[:-1]], default=0)
+    return 1 - line["train_mse"] / max(variance, 1e-30), still_improved
 
 
 def write_example(
@@ -242,17 +257,19 @@ def write_example(
     return {"pair": row.name, "source": row.source, "start_s": row.start_s, "skill": skill, "files": files}
 
 
-def notes(results: dict, checkpoint: dict, train: WavPairsDataset, val: WavPairsDataset) -> list[str]:
+def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
     """What the reader of these results must know and the numbers do not say."""
     found = []
     if shared := results["dataset"]["shared_tracks"]:
         found.append(
-            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too "
-            "(music from one track, split in time): this says how the model does on tracks it knows."
+            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: this says "
+            "how the model does on tracks it knows."
         )
-    known = {train.keys[index][1] for index in range(len(train))}
-    if copies := sum(val.keys[index][1] in known for index in range(len(val))):
-        found.append(f"{copies} of {len(val)} true continuations are in the training split too, sample for sample.")
+    if copies:
+        found.append(
+            f"{copies} of {results['dataset']['pairs']} true continuations are in the training split too, sample for "
+            "sample."
+        )
     expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
     if abs(here / max(expected, 1e-30) - 1) > 1e-3:
         found.append(

@@ -52,7 +52,7 @@ class Settings:
     lr: float = setting(2e-4, "highest learning rate", type=number(float, above=0))
     num_tracks: int = setting(360, "tracks of 10 s to learn from", type=number(int, at_least=1))
     val_tracks: int = setting(12, "tracks of 10 s to validate on", type=number(int, at_least=1))
-    codebook_frames: int = setting(200_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
+    codebook_frames: int = setting(400_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
     report_every: int = setting(100, "steps between reports; each saves the state", type=number(int, at_least=1))
     device: str = device_setting()
     seed: int = seed_setting("the music and the training")
@@ -101,7 +101,9 @@ def train(
     for step in range(first, settings.steps):
         if step == settings.joint_steps:
             measure_by_ear(model, tracks[:METRIC_TRACKS], settings.seed)
-            left = fit_codebooks(model, tracks, settings.seed, settings.codebook_frames)
+            # Two tracks at once as well: real music is denser than a few synthesised instruments.
+            music = torch.cat([tracks, (tracks + tracks.roll(1, dims=0)) / 2])
+            left = fit_codebooks(model, music, settings.seed, settings.codebook_frames)
             print(f"codebooks fitted: {left:.1%} of the embeddings' power is left over", flush=True)
         losses.append(train_step(model, optimizer, step, settings, tracks))
         done = step + 1

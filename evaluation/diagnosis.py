@@ -62,7 +62,7 @@ def where_it_lies(diagnosis: dict) -> str:
         f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} is each clip's average and "
         f"{diagnosis['skill_of_course']:+.2f} its course around that"
     )
-    if best["skill"] > 0.01:
+    if best["skill_interval"][0] > LEAST_LEAD:
         text += f"; it knows change at {best['label']} best (skill {best['skill']:+.2f})"
     if left > 0.01:
         share = missed[worst["label"]] / left
@@ -79,8 +79,8 @@ def what_it_uses(diagnosis: dict) -> str:
     elif not swapped.low > LEAST_LEAD:
         conclusion = "it is not shown to use its input"
     elif not shuffled.low > LEAST_LEAD:
-        conclusion = "it goes by what its input sounds like, not by the order"
-    elif rolled.value < shuffled.value / 4:
+        conclusion = "it is not shown to use the order of its input, only what it sounds like"
+    elif not rolled.low > LEAST_LEAD or rolled.value < shuffled.value / 4:
         conclusion = "it recognises its input, to the frame or not"
     elif back.value < rolled.value / 2:
         conclusion = "its answer moves in time with its input, frame by frame"
@@ -94,29 +94,40 @@ def what_it_uses(diagnosis: dict) -> str:
     return f"{text}{other}: {conclusion}."
 
 
-def limit(evidence: Evidence, diagnosis: dict, slope: float | None, train_skill: float | None, is_last: bool) -> str:
-    """One line on what limits the model, the first of these that applies.
+def limit(
+    evidence: Evidence, diagnosis: dict, by_tracks: TrackErrors, train_skill: float | None, still_improved: bool
+) -> str:
+    """One line on what limits the model, the first two of these that apply.
 
-    slope: the calibration slope. train_skill: of its epoch, on the training pairs. is_last: the evaluated epoch is the
-    last one logged, so validation was still falling when training ended.
+    train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
+    best.
     """
     rival = evidence.closest
+    if evidence.leads["clip_ridge"].value < evidence.leads[rival].value:
+        rival = "clip_ridge"
     found = []
-    if train_skill is not None and train_skill - evidence.skill.value > 0.15:
+    slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")
+    if train_skill is not None and train_skill - new > 0.15:
         found.append(
-            f"it knows its training tracks better than new ones (skill {train_skill:+.2f} against "
-            f"{evidence.skill.value:+.2f}): more music"
+            f"it knows its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled): "
+            "more music"
         )
-    if is_last:
+    if still_improved:
         found.append("its best epoch is the last one: training ended while it still improved")
     if evidence.leads[rival].high < -LEAST_LEAD:
-        found.append(f"its input holds more than it finds: {RIVALS[rival]} reaches {evidence.skills[rival]:+.2f}")
+        found.append(f"there is more to find: {RIVALS[rival]} reaches {evidence.skills[rival]:+.2f}")
     if not found and slope is not None and slope < 0.8:
         found.append(f"it is too bold (calibration slope {slope:.2f}): it moves further than it knows")
+    if not found and slope is not None and slope > 1.25:
+        found.append(f"it is too timid (calibration slope {slope:.2f}): it knows more than it dares to say")
     if not found:
-        course = max(diagnosis["bands"], key=lambda band: band["share"] * (1 - band["skill"]) if band["share"] else 0)
-        found.append(
-            f"what it cannot tell it averages out, as MSE asks: most of that is change at {course['label']}, "
-            f"where its skill is {course['skill']:+.2f}"
+        left = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
+        label = max(left, key=left.get)
+        what = "each clip's average" if label == BANDS[0] else f"change at {label}"
+        why = (
+            "what it cannot tell it averages out, as MSE asks"
+            if evidence.skill.low > 0
+            else "it has found next to nothing"
         )
+        found.append(f"{why}; the largest part of what it misses ({left[label] / sum(left.values()):.0%}) is {what}")
     return f"What limits it: {'; '.join(found[:2])}."

@@ -20,6 +20,8 @@ COMPONENT_EDGES = (8, 32)
 COMPONENTS = ("1–8", "9–32", "33+")
 ONSET_S = 0.1  # the codec's start-up, where it is encoded alone
 TINY = 1e-300
+FARTHEST = 2.0  # of an interval's end, in those of Student's t
+LEAST_SCALE = 0.1  # of the median track's error under the training mean, pair by pair
 
 Errors = dict[str, np.ndarray]
 
@@ -143,10 +145,12 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% interval of the mean over tracks: [tracks, ...] -> two [...]; nan for a single track.
 
     At each end the farther of two: Student's t, and t after Hall's transformation, which takes skewness out (Hall
-    1992, "On the Removal of Skewness by Transformation"). Simulated with worthless models at 10 tracks, t alone calls
-    10% of those better whose errors are skewed (one track in ten goes badly wrong), Hall's alone 4% of those with long
-    tails on both sides, the farther of both 5% and 2%; it holds the truth in 94 to 96%, and so it does for 20 and
-    40 tracks. The bootstrap of a pooled ratio called 14% and 8% better (tests/test_evaluation_intervals.py).
+    1992, "On the Removal of Skewness by Transformation"), but at most twice as far as t: beyond that, one odd track in
+    ten would hide what the other nine show. Simulated with worthless models at 10 tracks, t alone calls 10% of
+    those better whose errors are skewed (one track in ten goes badly wrong), Hall's alone 4% of those with long
+    tails on both sides, the farther of both 5% and 2%, with the limit or without; it holds the truth in 94 to 96%,
+    and so it does for 20 and 40 tracks. The bootstrap of a pooled ratio called 14% and 8% better
+    (tests/test_evaluation_intervals.py).
 
     No interval helps against tracks of a kind that is not in the sample at all.
     """
@@ -164,16 +168,17 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """u from y = u + g u² / 3 + g² u³ / 27 + g / 6n, where u = (mean − truth) ÷ deviation."""
             return 3 / skewness * (np.cbrt(1 + skewness * (y - skewness / (6 * count))) - 1)
 
-        below = np.fmax(deviation * reach, deviation * inverse(reach))
-        above = np.fmin(-deviation * reach, deviation * inverse(-reach))
-    return mean - below, mean - above
+        below = np.fmax(1, np.minimum(inverse(reach) / reach, FARTHEST))
+        above = np.fmax(1, np.minimum(-inverse(-reach) / reach, FARTHEST))
+    return mean - below * deviation * reach, mean + above * deviation * reach
 
 
 class TrackErrors:
     """The errors of each row over the tracks, each track against its own error under the training mean.
 
-    A track that a rival continues perfectly, a loud one and one with most of the pairs all count once. A track that is
-    the training mean itself has no scale of its own; it gets a billionth of the tracks' average.
+    A track that a rival continues perfectly, a loud one and one with most of the pairs all count once. A track with
+    next to no error under the training mean (a quiet one, with some codecs) would turn the smallest error into a
+    skill of −8 and decide alone: it counts as if it had a tenth of the usual error.
     """
 
     def __init__(self, errors: dict[str, Errors], tracks: list[str]):
@@ -183,7 +188,9 @@ class TrackErrors:
         for parts in self.sums.values():
             parts["total"] = parts["seconds"].sum(axis=1)
         scale = self.total("training_mean")
-        self.scale = np.maximum(scale, max(1e-9 * scale.mean(), TINY))
+        pairs = np.array([len(group) for group in by_track(tracks).values()])
+        least = max(LEAST_SCALE * np.median(scale / pairs), 1e-9 * np.mean(scale / pairs), TINY)
+        self.scale = np.maximum(scale, least * pairs)
 
     def total(self, row: str) -> np.ndarray:
         """Squared error of each track, [tracks]."""

@@ -5,35 +5,30 @@ Each is fitted on training pairs only, or inside the very input it continues; no
     repeat the input        x
     the input's average     mean of x over time
     the shrunk copy         μ + g (x − μ), a gain a channel: what the untrained model predicts
+    the last moment         μ + g (mean of the last four frames − μ), a gain g for each output frame
     ridge                   every output frame a linear function of the input frame in its place and of the input's mean
     the loop                the input's own period, found and tested inside the input, played on
     the training mean       μ, one vector; and by position, one vector for each frame (neither sees the input)
+    the linear map          of the whole clip, in clip_ridge.py
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from common.progress import Progress
+from evaluation.clip_ridge import ClipRidge, Pairs
 from evaluation.measures import one_thread
 
 LOOP_CANDIDATES = 12
 LOOP_SHORTEST_S = 0.5
 LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag leaves too little to test it on
 RIDGE_FOLDS = 5
+LAST_FRAMES = 4
 RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
-
-
-class Pairs(Protocol):
-    """Pairs of embeddings, as dataset_wav_pairs.WavPairsDataset gives them: (input, output), [128, T] each."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 # ------------------------------------------------------------------ inside the input
@@ -107,49 +102,92 @@ class Fitted:
     std: torch.Tensor  # [128, 1]
     weights: torch.Tensor  # [256, 128]: the frame's channels, then the input's mean
     penalty: float  # a share of the number of frames
+    centre_in: torch.Tensor  # [256, T]: what ridge takes from its inputs,
+    centre_out: torch.Tensor  # [128, T]: and adds to its outputs
+    fading: torch.Tensor  # [T]: the gain of the last moment
     by_position: torch.Tensor  # [128, T]: the mean output, frame by frame
     components: torch.Tensor  # [128, 128]: principal directions of outputs about μ, a column each, strongest first
+    clip_ridge: ClipRidge
 
     @one_thread()
     def ridge(self, embedding: torch.Tensor) -> torch.Tensor:
         """[128, T] -> [128, T]"""
-        return (self.mean + self.std * (self.weights.T @ _features(embedding, self.mean, self.std))).float()
+        moved = self.weights.T @ (_features(embedding, self.mean, self.std) - self.centre_in)
+        return (self.mean + self.std * (self.centre_out + moved)).float()
+
+    def last_moment(self, embedding: torch.Tensor) -> torch.Tensor:
+        """[128, T] -> [128, T]"""
+        return (self.mean + (_last(embedding.double()) - self.mean) * self.fading).float()
+
+
+@dataclass
+class _Sums:
+    """Over the pairs of a fold, standardised: products over all frames, and sums by position."""
+
+    count: int = 0
+    x: torch.Tensor | float = 0.0  # [256, T]
+    y: torch.Tensor | float = 0.0  # [128, T]
+    xx: torch.Tensor | float = 0.0  # [256, 256]
+    xy: torch.Tensor | float = 0.0  # [256, 128]
+    yy: torch.Tensor | float = 0.0  # [128, 128]
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.count += 1
+        self.x, self.y = self.x + x, self.y + y
+        self.xx, self.xy, self.yy = self.xx + x @ x.T, self.xy + x @ y.T, self.yy + y @ y.T
+
+    def about(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The products xx, xy, yy with x [256, T] taken from every input and y [128, T] from every output."""
+
+        def moved(product, first_sum, first, second_sum, second):
+            return product - first_sum @ second.T - first @ second_sum.T + self.count * first @ second.T
+
+        return (
+            moved(self.xx, self.x, x, self.x, x),
+            moved(self.xy, self.x, x, self.y, y),
+            moved(self.yy, self.y, y, self.y, y),
+        )
+
+
+def _total(folds: list[_Sums]) -> _Sums:
+    return _Sums(*(sum(getattr(fold, field.name) for fold in folds) for field in fields(_Sums)))
 
 
 @one_thread()
 def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> Fitted:
-    """Fit ridge, the mean by position and the principal components, one pair at a time in memory.
+    """Fit what is fitted to training pairs, one pair at a time in memory (the linear map: two blocks of pairs).
 
-    tracks: of each training pair. Ridge minimises |Y − XW|² + λ|W|² (Hoerl and Kennard 1970); λ is the one with the
-    least error on tracks it was not fitted on (five folds of tracks, of pairs if there is one track only).
+    tracks: of each training pair. Ridge minimises |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), about μ or about the
+    means by position: of both and of all λ it takes what has the least error on tracks it was not fitted on (five
+    folds of tracks, of pairs if there is one track only).
     """
     mean, std = mean.double().cpu(), std.double().cpu()
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
-    folds = min(RIDGE_FOLDS, len(numbers) if len(numbers) > 1 else len(pairs))
-    channels = len(mean)
-    xx = torch.zeros(folds, 2 * channels, 2 * channels, dtype=torch.float64)
-    xy = torch.zeros(folds, 2 * channels, channels, dtype=torch.float64)
-    yy = torch.zeros(channels, channels, dtype=torch.float64)
-    position_sum, frames = 0, 0
+    folds = [_Sums() for _ in range(min(RIDGE_FOLDS, len(numbers) if len(numbers) > 1 else len(pairs)))]
+    moments, held = 0.0, 0.0  # Σ last · y by output frame, Σ |last|²
     for index, track in enumerate(tracks):
         source, target = pairs[index]
-        fold = (numbers[track] if len(numbers) > 1 else index) % folds
         x, y = _features(source, mean, std), (target.double() - mean) / std
-        xx[fold] += x @ x.T
-        xy[fold] += x @ y.T
-        yy += y @ y.T
-        position_sum = position_sum + target.double()
-        frames += x.shape[1]
+        folds[(numbers[track] if len(numbers) > 1 else index) % len(folds)].add(x, y)
+        last = _last(x[: len(mean)])
+        moments, held = moments + (last * y).sum(dim=0), held + float(last.square().sum())
         progress(index + 1, len(tracks), "training pairs read for the rivals")
-    penalty = frames * (_best_penalty(xx, xy, frames) if folds > 1 else 1.0)
-    covariance = std * yy * std.T
+    total = _total(folds)
+    frames = total.count * total.y.shape[1]
+    strength, penalty = _best_ridge(folds) if len(folds) > 1 else (0.0, 1.0)
+    centre_in, centre_out = strength * total.x / total.count, strength * total.y / total.count
+    xx, xy, _ = total.about(centre_in, centre_out)
     return Fitted(
-        mean,
-        std,
-        _solve(xx.sum(dim=0), xy.sum(dim=0), [penalty])[0],
-        penalty / frames,
-        position_sum / len(tracks),
-        torch.linalg.eigh(covariance).eigenvectors.flip(1),
+        mean=mean,
+        std=std,
+        weights=_solve(xx, xy, [penalty * frames])[0],
+        penalty=penalty,
+        centre_in=centre_in,
+        centre_out=centre_out,
+        fading=moments / max(held, 1e-12),
+        by_position=mean + std * total.y / total.count,
+        components=torch.linalg.eigh(std * total.yy * std.T).eigenvectors.flip(1),
+        clip_ridge=ClipRidge(pairs, tracks, std, progress),
     )
 
 
@@ -159,6 +197,11 @@ def _features(embedding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) ->
     return torch.cat([x, x.mean(dim=1, keepdim=True).expand_as(x)])
 
 
+def _last(embedding: torch.Tensor) -> torch.Tensor:
+    """[128, T] -> the mean of its last frames, [128, 1]."""
+    return embedding[:, -LAST_FRAMES:].mean(dim=1, keepdim=True)
+
+
 def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[torch.Tensor]:
     """Ridge weights [256, 128] for each penalty, from XᵀX and XᵀY: one eigendecomposition for all."""
     values, vectors = torch.linalg.eigh(xx)
@@ -166,11 +209,17 @@ def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[t
     return [vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None]) for penalty in penalties]
 
 
-def _best_penalty(xx: torch.Tensor, xy: torch.Tensor, frames: int) -> float:
-    """The share λ ÷ frames with the least error on the folds that were left out."""
-    errors = np.zeros(len(RIDGE_PENALTIES))
-    for fold in range(len(xx)):
-        weights = _solve(xx.sum(dim=0) - xx[fold], xy.sum(dim=0) - xy[fold], list(RIDGE_PENALTIES * frames))
-        # |Y − XW|² but for |Y|², which all penalties share.
-        errors += [float((w * (xx[fold] @ w)).sum() - 2 * (w * xy[fold]).sum()) for w in weights]
-    return float(RIDGE_PENALTIES[errors.argmin()])
+def _best_ridge(folds: list[_Sums]) -> tuple[float, float]:
+    """Strength of the means by position (0 or 1) and λ ÷ frames with the least error on the folds left out."""
+    errors = {}
+    for left_out in folds:
+        rest = _total([fold for fold in folds if fold is not left_out])
+        frames = (rest.count + left_out.count) * rest.y.shape[1]
+        for strength in (0.0, 1.0):
+            centre = strength * rest.x / rest.count, strength * rest.y / rest.count
+            weights = _solve(*rest.about(*centre)[:2], list(RIDGE_PENALTIES * frames))
+            xx, xy, yy = left_out.about(*centre)
+            for penalty, w in zip(RIDGE_PENALTIES, weights, strict=True):
+                error = float(yy.trace() + (w * (xx @ w)).sum() - 2 * (w * xy).sum())
+                errors[strength, float(penalty)] = errors.get((strength, float(penalty)), 0.0) + error
+    return min(errors, key=errors.get)

@@ -16,6 +16,7 @@ from audio.frozen_encodec import FrozenEncodec
 from common.errors import UserError
 from common.progress import Progress
 from dataset.pairs import read_pcm16
+from evaluation.clip_ridge import BLOCK
 from evaluation.measures import Errors, by_track, compare
 from evaluation.rivals import Fitted, loop
 from evaluation.sound import Heard, Listener, SoundRow
@@ -26,9 +27,11 @@ ROWS = {
     "repeat_input": "repeat the input",
     "input_mean": "hold the input's average",
     "shrunk_copy": "shrink the input (the untrained model)",
-    "ridge": "ridge regression",
+    "last_moment": "hold the last moment, fading",
+    "ridge": "ridge regression, frame by frame",
     "loop": "loop the input at its own period",
     "position_mean": "training mean by position",
+    "clip_ridge": "a linear map of the whole clip",
     "training_mean": "predict the training mean",
     "other_track": "another track's true continuation",
     "ceiling": "the codec's ceiling",
@@ -125,6 +128,7 @@ class Comparison:
         self.model, self.dataset, self.tracks, self.fitted, self.seed = model, dataset, tracks, fitted, seed
         self.codec = dataset.codec
         self.other = other_tracks(tracks, seed)
+        self.mapped: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def predict(self, embedding: torch.Tensor, index: int) -> torch.Tensor:
@@ -136,6 +140,14 @@ class Comparison:
                 f"the model's prediction for {self.dataset.name(index)} is not finite; use another checkpoint"
             )
         return predicted
+
+    def linear_map(self, index: int) -> torch.Tensor:
+        """The clip ridge's continuation of pair `index`, computed for a block of pairs at once."""
+        if index not in self.mapped:
+            block = range(index, min(index + BLOCK, len(self.dataset)))
+            continued = self.fitted.clip_ridge.predict([self.dataset[i][0] for i in block])
+            self.mapped = dict(zip(block, continued, strict=True))
+        return self.mapped[index]
 
     @torch.no_grad()
     def continuations(self, index: int) -> dict[str, torch.Tensor]:
@@ -150,9 +162,11 @@ class Comparison:
             "repeat_input": source,
             "input_mean": source.mean(dim=1, keepdim=True).expand_as(source),
             "shrunk_copy": self.model.shrunk_copy(source[None])[0].cpu(),
+            "last_moment": self.fitted.last_moment(source),
             "ridge": self.fitted.ridge(source),
             "loop": loop(source, self.codec.frame_rate),
             "position_mean": self.fitted.by_position.float(),
+            "clip_ridge": self.linear_map(index),
             "training_mean": self.fitted.mean.float().expand_as(source),
             "ceiling": target,
             "ceiling_quantized": self.codec.quantize(target[None])[0].cpu(),

@@ -100,7 +100,7 @@ def test_no_track_fills_the_dataset_alone(tmp_path, create):
     for number, seconds in enumerate([70, 12, 12, 12, 12, 3]):
         write_track(tmp_path / "m" / f"{number}.wav", seconds, seed=number)
     result = create(tmp_path / "m", tmp_path / "d", "--max_pairs", 50)
-    assert "validation has 2 tracks; a verdict needs 10: more music in --input_dir" in result.stderr
+    assert "2 of the 10 validation tracks that a verdict needs: more music in --input_dir" in result.stderr
     train, val = sources(tmp_path / "d", "train"), sources(tmp_path / "d", "val")
     assert not set(train) & set(val) and len(set(train + val)) == 6 and len(val) == 5
     counts = {name: train.count(name) for name in set(train)}

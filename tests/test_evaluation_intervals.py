@@ -46,6 +46,16 @@ def test_a_tail_of_failures_is_what_the_skewness_is_for():
         assert ((low <= 0) & (high >= 0)).mean() >= 0.93
 
 
+def test_one_odd_track_does_not_hide_what_the_others_show():
+    nine = np.linspace(0.37, 0.43, 9)
+    for odd, is_seen in ((0.0, True), (-0.2, True), (-1.5, False)):
+        low, _ = interval_of_mean(np.array([*nine, odd]))
+        assert (low > 0) == is_seen, (odd, low)
+    rng = np.random.default_rng(0)
+    skills = np.where(rng.random((10, TRIALS)) < 0.1, 0.0, 0.4) + 0.05 * rng.normal(size=(10, TRIALS))
+    assert (interval_of_mean(skills)[0] > 0.01).mean() > 0.95
+
+
 def test_the_pooled_bootstrap_would_not_hold():
     """Why it is not used: the same case, 16 pairs a track, percentiles of resampled tracks."""
     rng, tracks, praised = np.random.default_rng(0), 10, 0

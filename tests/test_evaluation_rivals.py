@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from planted import FRAMES, World, clip, copies, independent, statistics
+from planted import FRAMES, Jukebox, World, clip, copies, independent, statistics
 
+from evaluation.clip_ridge import ClipRidge
 from evaluation.rivals import candidate_lags, fit, loop, phase_means
 
 
@@ -93,8 +94,8 @@ def test_ridge_is_the_closed_form(rng):
     found = fitted(train)
     mean, std, _ = (x.double() for x in statistics(train))
     x, y = (((torch.stack(side).double() - mean) / std) for side in zip(*train.items, strict=True))
-    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1).transpose(1, 2).reshape(-1, 256)
-    y = y.transpose(1, 2).reshape(-1, 128)
+    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1) - found.centre_in
+    x, y = (part.transpose(1, 2).flatten(0, 1) for part in (x, y - found.centre_out))
     expected = torch.linalg.solve(x.T @ x + found.penalty * len(x) * torch.eye(256).double(), x.T @ y)
     torch.testing.assert_close(found.weights, expected)
 
@@ -107,10 +108,83 @@ def test_where_nothing_follows_ridge_becomes_the_mean(rng):
         assert mse(found.ridge(source), target) < 1.02 * mse(found.mean.float().expand_as(target), target)
 
 
+def test_ridge_adds_to_the_course_that_all_outputs_share(rng):
+    """A course by position and a copy of what the input adds to its own: both are found, where both are there."""
+    before, after = clip(rng), clip(rng)
+
+    def make(tracks: int) -> World:
+        pairs = [(before + (x := clip(rng)), after + 0.5 * x + 0.3 * clip(rng)) for _ in range(tracks)]
+        return World(pairs, [f"track {k}" for k in range(tracks)])
+
+    found = fitted(make(30))
+    for source, target in make(3).items:
+        assert mse(found.ridge(source), target) < 0.11  # 0.09 is noise
+        assert mse(found.by_position.float(), target) > 0.3
+    assert fitted(independent(rng, tracks=10)).centre_out.abs().max() == 0  # where none is there, μ is better
+
+
+def test_the_last_moment_fades_as_it_does(rng):
+    def make(tracks: int) -> World:
+        pairs = []
+        for _ in range(tracks):
+            drift = torch.from_numpy(rng.normal(size=(128, 2 * FRAMES))).float()
+            for t in range(1, 2 * FRAMES):
+                drift[:, t] = 0.97 * drift[:, t - 1] + (1 - 0.97**2) ** 0.5 * drift[:, t]
+            pairs.append((drift[:, :FRAMES], drift[:, FRAMES:]))
+        return World(pairs, [f"track {k}" for k in range(tracks)])
+
+    found = fitted(make(30))
+    expected = 0.97 ** torch.arange(1, FRAMES + 1)
+    assert (found.fading[:40] - expected[:40]).abs().max() < 0.12
+    early = [(found.last_moment(x)[:, :10], y[:, :10]) for x, y in make(10).items]
+    assert sum(mse(p, y) for p, y in early) < 0.5 * sum(mse(torch.zeros_like(y), y) for _, y in early)
+
+
+def test_the_clip_ridge_is_the_primal_ridge(rng):
+    """With 3 frames of 128 channels the weights can be written down."""
+    pairs = [(torch.randn(128, 3) + 2, torch.randn(128, 3)) for _ in range(150)]
+    train = World(pairs, [f"track {k % 20}" for k in range(150)])
+    found = ClipRidge(train, train.tracks, torch.full((128, 1), 2.0), silent)
+    x, y = (torch.stack(side).flatten(1).double() for side in zip(*pairs, strict=True))
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = (x - x_mean) / 2, y - y_mean
+    scale = float(x.square().sum()) / len(x)
+    weights = torch.linalg.solve(x.T @ x + found.penalty * scale * torch.eye(384).double(), x.T @ y)
+    queries = [torch.randn(128, 3) for _ in range(5)]
+    for query, predicted in zip(queries, found.predict(queries), strict=True):
+        expected = y_mean + (query.flatten().double() - x_mean) / 2 @ weights
+        torch.testing.assert_close(predicted.flatten().double(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_the_clip_ridge_finds_what_frames_in_their_place_do_not(rng):
+    """Clips come back, and after each comes another: nearly all of it is found, and nothing where nothing follows."""
+    jukebox = Jukebox(rng, coin=False)
+    found = fitted(jukebox.draw(20))
+    sources, targets = zip(*jukebox.draw(4).items, strict=True)
+    for source, target, predicted in zip(sources, targets, found.clip_ridge.predict(list(sources)), strict=True):
+        assert mse(predicted, target) < 0.05 < 0.1 < mse(found.ridge(source), target)
+    nothing = fitted(independent(rng, tracks=20))
+    assert nothing.clip_ridge.penalty > 1
+    for source, target in independent(rng, tracks=4).items:
+        assert mse(nothing.clip_ridge.predict([source])[0], target) < 1.1 * float(target.var())
+
+
+def test_the_clip_ridge_takes_a_sample_of_many_pairs(rng, monkeypatch):
+    monkeypatch.setattr("evaluation.clip_ridge.MOST_PAIRS", 30)
+    monkeypatch.setattr("evaluation.clip_ridge.BLOCK", 7)
+    train = Jukebox(rng, coin=False).draw(tracks=40)
+    found = fitted(train).clip_ridge
+    assert len(set(found.chosen)) == 30 and len({train.tracks[i] for i in found.chosen}) >= 20
+    for source, target in [train[int(found.chosen[k])] for k in (0, 13, 29)]:
+        assert mse(found.predict([source] * 9)[8], target) < 0.1
+
+
 @pytest.mark.parametrize("tracks", [["one"], ["one", "one", "one"], ["one", "two"]])
 def test_few_tracks_are_enough_to_fit(rng, tracks):
     found = fitted(World([(clip(rng), clip(rng)) for _ in tracks], tracks))
-    assert found.ridge(clip(rng)).isfinite().all()
+    source = clip(rng)
+    for prediction in (found.ridge(source), found.last_moment(source), found.clip_ridge.predict([source])[0]):
+        assert prediction.shape == source.shape and prediction.isfinite().all()
 
 
 def test_position_and_components_are_those_of_the_outputs(rng):
@@ -138,8 +212,8 @@ def test_one_pair_at_a_time_is_read_in_order(rng):
     said = []
     mean, std, _ = statistics(train)
     fit(Watched(), train.tracks, mean, std, lambda done, total, what: said.append((done, total)))
-    assert read == list(range(10))
-    assert said[-1] == (10, 10)
+    assert read[:10] == list(range(10))
+    assert said[9] == said[-1] == (10, 10)
 
 
 def test_folds_are_tracks_not_pairs(rng):

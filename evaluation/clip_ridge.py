@@ -1,0 +1,106 @@
+"""Ridge regression from whole clips to whole clips: what a linear map finds in the pairs that the model trains on.
+
+Every number of the output is a linear function of every number of the input, 153,600 of each for 16 s. That is too many
+weights to write down, but not to use: in the dual form (Saunders, Gammerman and Vovk 1998) the prediction is a weighted
+sum of the training outputs, and the weights follow from inner products of clips. A model that finds less than this
+in the same pairs has not earned its layers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from common.progress import Progress
+
+MOST_PAIRS = 2000  # of the training pairs: as many as there are by default. More are sampled evenly
+BLOCK = 64  # pairs in memory at once, twice: 160 MB of 16 s
+FOLDS = 5
+PENALTIES = np.logspace(-3, 2, 11)  # as shares of the mean square of an input about the mean input
+
+
+class Pairs(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class ClipRidge:
+    """Fitted to training pairs, read again for each block of predictions."""
+
+    def __init__(self, pairs: Pairs, tracks: list[str], std: torch.Tensor, progress: Progress):
+        """tracks: of each training pair; the penalty is the one with the least error on tracks left out (five folds,
+        of pairs if there is one track only). std: of each channel, [128, 1], to weigh the channels of inputs alike.
+        """
+        self.pairs, self.std = pairs, std.float().cpu()
+        count = min(len(pairs), MOST_PAIRS)
+        self.chosen = np.linspace(0, len(pairs) - 1, count).round().astype(int)
+        self.inputs, outputs = self._products(progress)
+        numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
+        fold = np.array([numbers[tracks[i]] if len(numbers) > 1 else n for n, i in enumerate(self.chosen)]) % FOLDS
+        self.penalty = self._best_penalty(outputs, fold)
+
+    def predict(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What follows each input [128, T], in the same shape."""
+        wanted = self._rows(inputs)
+        products = np.concatenate([(wanted @ self._rows(block).T).numpy() for block in self._blocks(0)], axis=1)
+        weights = torch.from_numpy(_weights(self.inputs, products, self.penalty)).float()
+        found = torch.zeros(len(inputs), wanted.shape[1])
+        for block, some in zip(self._blocks(1), weights.split(BLOCK, dim=1), strict=True):
+            found += some @ torch.stack(block).flatten(1)
+        return list(found.view(len(inputs), *inputs[0].shape))
+
+    def _blocks(self, side: int):
+        """The inputs (side 0) or outputs (side 1) of the chosen pairs, block by block."""
+        for start in range(0, len(self.chosen), BLOCK):
+            yield [self.pairs[i][side] for i in self.chosen[start : start + BLOCK]]
+
+    def _rows(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """[n, 128 T] of inputs, the channels scaled alike."""
+        return (torch.stack(inputs) / self.std).flatten(1)
+
+    def _products(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        """Inner products of the chosen inputs and of their outputs, [n, n] each."""
+        found = np.zeros((2, len(self.chosen), len(self.chosen)))
+        for first in range(0, len(self.chosen), BLOCK):
+            here = [self.pairs[i] for i in self.chosen[first : first + BLOCK]]
+            rows = self._rows([x for x, _ in here]), torch.stack([y for _, y in here]).flatten(1)
+            for second in range(first, len(self.chosen), BLOCK):
+                there = here if second == first else [self.pairs[i] for i in self.chosen[second : second + BLOCK]]
+                columns = self._rows([x for x, _ in there]), torch.stack([y for _, y in there]).flatten(1)
+                for side in (0, 1):
+                    product = (rows[side] @ columns[side].T).numpy()
+                    found[side, first : first + BLOCK, second : second + BLOCK] = product
+                    found[side, second : second + BLOCK, first : first + BLOCK] = product.T
+            progress(min(first + BLOCK, len(self.chosen)), len(self.chosen), "training clips compared for the rivals")
+        return found[0], found[1]
+
+    def _best_penalty(self, outputs: np.ndarray, fold: np.ndarray) -> float:
+        """The penalty with the least squared error on the folds that were left out."""
+        errors = np.zeros(len(PENALTIES))
+        for left_out in np.unique(fold):
+            a, b = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
+            if not len(a):
+                return float(PENALTIES[-1])  # a single pair
+            for k, penalty in enumerate(PENALTIES):
+                w = _weights(self.inputs[np.ix_(a, a)], self.inputs[np.ix_(b, a)], penalty)
+                # |y − Σ w y_i|² but for |y|², which all penalties share.
+                errors[k] += np.sum((w @ outputs[np.ix_(a, a)]) * w) - 2 * np.sum(w * outputs[np.ix_(b, a)])
+        return float(PENALTIES[errors.argmin()])
+
+
+def _weights(products: np.ndarray, wanted: np.ndarray, penalty: float) -> np.ndarray:
+    """The weights [m, n] of n training outputs in m predictions, from the inner products of the training inputs with
+    each other, [n, n], and of m inputs with them, [m, n]; about the mean input and the mean output.
+
+    k (K + λ)⁻¹ with both centred, and about the mean output: 1/n more for each, less the mean of its weights.
+    """
+    mean = products.mean(axis=0)
+    centred = products - mean - mean[:, None] + mean.mean()
+    wanted = wanted - wanted.mean(axis=1, keepdims=True) - mean + mean.mean()
+    scale = max(np.trace(centred) / len(centred), 1e-12)
+    found = scipy.linalg.solve(centred + penalty * scale * np.eye(len(centred)), wanted.T, assume_a="pos").T
+    return 1 / len(mean) + found - found.mean(axis=1, keepdims=True)
