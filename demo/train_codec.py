@@ -1,6 +1,6 @@
 """Train a small EnCodec from synthesised music alone: the codec that `--encodec_weights demo` means.
 
-    python demo/train_codec.py --device cpu    # about half an hour on two cores
+    python demo/train_codec.py --device cpu    # 25 minutes on one core beside other work
 
 EnCodec's own encoder and decoder, with a quarter of its filters, learn to carry sound through [128] embeddings, 75 a
 second. They start as a resampler, so that sound comes through from the first step. Then the encoder is frozen, its

@@ -129,8 +129,8 @@ def test_same_command_same_results(place, results, run):
 
 
 def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
-    """A single track in both splits, and not the validation split of the training."""
-    write_dataset(tmp_path / "ds", [("one.wav", "train"), ("one.wav", "val")])
+    """A track in both splits under two names, and not the validation split of the training."""
+    write_dataset(tmp_path / "ds", [("one.wav", "train"), ("renamed.wav", "val")])
     for old, new in (("train/pair_0000", "val/pair_0001"),):
         for role in ("input", "output"):
             shutil.copy(tmp_path / f"ds/{old}_{role}.wav", tmp_path / f"ds/{new}_{role}.wav")
