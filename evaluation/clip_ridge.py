@@ -2,8 +2,8 @@
 
 Every number of the output is a linear function of every number of the input, 153,600 of each for 16 s. That is too many
 weights to write down, but not to use: in the dual form (Saunders, Gammerman and Vovk 1998) the prediction is a weighted
-sum of the training outputs, and the weights follow from inner products of clips. A model that finds less than this
-in the same pairs has not earned its layers.
+sum of the training outputs, and the weights follow from inner products of clips. Where this finds as much in the
+same pairs, it takes no transformer.
 """
 
 from __future__ import annotations

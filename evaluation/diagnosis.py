@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.measures import BANDS, COMPONENTS, TrackErrors
-from evaluation.verdict import LEAST_LEAD, RIVALS, Evidence, Interval
+from evaluation.verdict import COMPARED, LEAST_LEAD, LINEAR_NAME, RIVALS, Evidence, Interval
 
 TAMPERINGS = {
     "input_rolled": "a frame late",
@@ -102,9 +102,7 @@ def limit(
     train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
     best.
     """
-    rival = evidence.closest
-    if evidence.leads["clip_ridge"].value < evidence.leads[rival].value:
-        rival = "clip_ridge"
+    best = min(COMPARED, key=lambda name: evidence.leads[name].value)
     found = []
     slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")
     if train_skill is not None and train_skill - new > 0.15:
@@ -114,8 +112,9 @@ def limit(
         )
     if still_improved:
         found.append("its best epoch is the last one: training ended while it still improved")
-    if evidence.leads[rival].high < -LEAST_LEAD:
-        found.append(f"there is more to find: {RIVALS[rival]} reaches {evidence.skills[rival]:+.2f}")
+    if evidence.leads[best].high < -LEAST_LEAD:
+        name = RIVALS.get(best, LINEAR_NAME)
+        found.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
     if not found and slope is not None and slope < 0.8:
         found.append(f"it is too bold (calibration slope {slope:.2f}): it moves further than it knows")
     if not found and slope is not None and slope > 1.25:
@@ -126,7 +125,7 @@ def limit(
         what = "each clip's average" if label == BANDS[0] else f"change at {label}"
         why = (
             "what it cannot tell it averages out, as MSE asks"
-            if evidence.skill.low > 0
+            if evidence.skill.low > LEAST_LEAD
             else "it has found next to nothing"
         )
         found.append(f"{why}; the largest part of what it misses ({left[label] / sum(left.values()):.0%}) is {what}")

@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.measures import Errors, TrackErrors, by_track, effective_tracks, elements_per_second, ratio_over_tracks
 from evaluation.rows import ROWS
 from evaluation.sound import SoundRow, fad_floor, sound_columns
-from evaluation.verdict import RIVALS, Evidence, Interval
+from evaluation.verdict import COMPARED, RIVALS, Evidence, Interval
 
 
 def table_rows(
@@ -76,9 +76,9 @@ def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
         tracks=len(by_tracks.scale),
         shared_tracks=shared_tracks,
         skill=_interval(by_tracks.skill("model")),
-        leads={name: _interval(by_tracks.lead("model", name)) for name in RIVALS},
+        leads={name: _interval(by_tracks.lead("model", name)) for name in COMPARED},
         lower_error={name: bool(totals["model"] < total) for name, total in totals.items()},
-        skills={name: float(by_tracks.skill(name).value) for name in RIVALS},
+        skills={name: float(by_tracks.skill(name).value) for name in COMPARED},
         input_cost=_interval(by_tracks.lead("model", "input_swapped")) if "input_swapped" in by_tracks.sums else None,
     )
 
