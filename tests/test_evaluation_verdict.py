@@ -265,7 +265,7 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
         found, _, by_tracks = examine(lambda x: strength * answers(x), *pairs)  # noqa: B023
         assert word in limit(found, diagnose(by_tracks), by_tracks, None, False)
     found, _, by_tracks = examine(lambda x: 1e-3 * noise(x), *pairs)
-    assert "it has found nothing" in limit(
+    assert "it has found next to nothing" in limit(
         found, diagnose(by_tracks) | {"bands": diagnosis["bands"]}, by_tracks, None, False
     )
 
