@@ -121,7 +121,7 @@ def main() -> int:
         with atomic_write(output_dir / "results.json") as temporary:
             temporary.write_text(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
         write_report(output_dir / "report.html", results)
-    print(results["verdict"]["sentence"], results["verdict"]["limit"], sep="\n")
+    print(*(results["verdict"][part] for part in ("sentence", "transformer", "limit")), sep="\n")
     print(f"{output_dir / 'report.html'}: open it in a browser", flush=True)
     return 0
 

@@ -60,6 +60,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if self.low != self.low:  # nan: of a single track
+            return f"{self.value:+.2f}"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
 
@@ -105,12 +107,15 @@ def decide(evidence: Evidence) -> str:
 
 
 def verdict(evidence: Evidence) -> dict[str, str | bool]:
-    """`outcome`, `uses_input`, the `sentence` that gives the reasons, and the `rule`."""
+    """`outcome`, `uses_input`, the `sentence` that gives the reasons, one on the `transformer`, and the `rule`."""
     outcome = decide(evidence)
-    sentence = f"{OPENINGS[outcome]}: {_reasons(evidence, outcome)}."
-    if outcome != "undecided":
-        sentence += f" {_needs_a_transformer(evidence)}."
-    return {"outcome": outcome, "uses_input": evidence.uses_input, "sentence": sentence, "rule": RULE}
+    return {
+        "outcome": outcome,
+        "uses_input": evidence.uses_input,
+        "sentence": f"{OPENINGS[outcome]}: {_reasons(evidence, outcome)}.",
+        "transformer": _needs_a_transformer(evidence),
+        "rule": RULE,
+    }
 
 
 def _reasons(evidence: Evidence, outcome: str) -> str:
@@ -155,10 +160,13 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
 
 
 def _needs_a_transformer(evidence: Evidence) -> str:
-    """How the linear map does, fitted to the same pairs."""
-    lead, found = evidence.leads[LINEAR], f"{LINEAR_NAME}, from the same pairs, reaches {evidence.skills[LINEAR]:+.2f}"
+    """How the linear map does that was fitted to the same pairs."""
+    lead, skill = evidence.leads[LINEAR], evidence.skills[LINEAR]
     if lead.high < -LEAST_LEAD:
-        return f"But {found}: a transformer is not needed for what it has learned (its lead over it: {lead})"
-    if evidence.beats("training_mean") and lead.low > LEAST_LEAD:
-        return f"And {found}: the transformer learns more (its lead over it: {lead})"
-    return f"{found[0].upper()}{found[1:]} (the transformer's lead over it: {lead})"
+        word = "No"
+    elif lead.low > LEAST_LEAD and evidence.beats("training_mean"):
+        word = "Yes"
+    else:
+        word = "Not shown"
+    reaches = f"{LINEAR_NAME}, from the same pairs, reaches {skill:+.2f}"
+    return f"Does it take a transformer? {word}: {reaches} (lead over it {lead})."

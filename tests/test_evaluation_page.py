@@ -124,7 +124,8 @@ def test_same_command_same_results(place, results, run):
     assert other["verdict"] == results["verdict"]
     assert other["diagnosis"] == results["diagnosis"]
     assert other["examples"] == []
-    assert printed.splitlines()[-3:-1] == [results["verdict"]["sentence"], results["verdict"]["limit"]]
+    said = [results["verdict"][part] for part in ("sentence", "transformer", "limit")]
+    assert printed.splitlines()[-4:-1] == said
     assert results["verdict"]["limit"].startswith("What limits it: ")
 
 

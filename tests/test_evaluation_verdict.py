@@ -48,9 +48,6 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
         (evidence(skill=Interval(0.009, 0.008, 0.01)), "not_distinguishable", ""),
         (evidence(loop=Interval(0.009, 0.008, 0.01)), "better_than_average", "ahead of looping the input at its own "
          "period by too little to count"),
-        (evidence(clip_ridge=BELOW), "works", "a linear map of the whole clip, from the same pairs, reaches +0.10: a"),
-        (evidence(clip_ridge=AROUND), "works", "A linear map of the whole clip, from the same pairs, reaches +0.10"),
-        (evidence(), "works", "the transformer learns more"),
         (evidence(last_moment=AROUND), "copies", "not ahead of holding the last moment"),
         (evidence(higher=["loop"]), "better_than_average", "not in the error over all pairs together"),
         (evidence(higher=["training_mean"]), "not_distinguishable", "above the training mean's"),
@@ -64,6 +61,23 @@ def test_the_rule_case_by_case(found, outcome, says):
     assert says in given["sentence"]
     assert given["uses_input"] == found.uses_input
     assert given["sentence"].endswith(".") and "\n" not in given["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (evidence(clip_ridge=ABOVE), "Yes"),
+        (evidence(clip_ridge=AROUND), "Not shown"),
+        (evidence(clip_ridge=Interval(-0.005, -0.009, -0.001)), "Not shown"),
+        (evidence(clip_ridge=BELOW), "No"),
+        (evidence(skill=BELOW, clip_ridge=ABOVE), "Not shown"),  # ahead of what is worse still
+    ],
+)
+def test_a_linear_map_is_a_rival_to_the_transformer_not_to_the_concept(found, word):
+    assert verdict(found)["transformer"].startswith(
+        f"Does it take a transformer? {word}: a linear map of the whole clip"
+    )
+    assert decide(found) == decide(evidence(skill=found.skill))
 
 
 @pytest.mark.parametrize("rival", RIVALS)
@@ -222,7 +236,7 @@ def test_a_single_track_is_undecided_without_another_input(rng):
     found, given, by_tracks = examine(oracle(val), train, val)
     assert found.input_cost is None and given["outcome"] == "undecided"
     assert "no other track" in diagnose(by_tracks)["sentences"][1]
-    assert "nan" not in given["sentence"]
+    assert not any("nan" in given[part] for part in ("sentence", "transformer"))
 
 
 # ------------------------------------------------------------------ why
