@@ -39,7 +39,7 @@ class Settings:
     output_dir: str = setting("results_simple", "where report.html and all else is written", type=file_path)
     num_examples: int = setting(8, "pairs to look at and listen to", type=number(int, at_least=0, below=2**31))
     max_sound_pairs: int = setting(
-        100, "pairs to decode for FAD, log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
+        60, "pairs to decode for FAD, log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
     )
     seed: int = seed_setting("all choices")
     cache_dir: str | None = cache_setting()

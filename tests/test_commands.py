@@ -31,7 +31,7 @@ FLAGS = {
         encodec_weights=""",
     "evaluate_continuation.py": """
         checkpoint=checkpoints_simple/best_model.pt dataset_dir=dataset_pairs_wav output_dir=results_simple
-        num_examples=8 max_sound_pairs=100 seed=42 cache_dir= device=auto encodec_weights=""",
+        num_examples=8 max_sound_pairs=60 seed=42 cache_dir= device=auto encodec_weights=""",
 }
 NOT_A_NUMBER = ("x", "nan", "inf", "1e999", "0x10", "")
 NONSENSE = {
