@@ -22,7 +22,7 @@ class World:
     """Pairs of embeddings [128, 150] and their tracks, with the interface of WavPairsDataset but for the sound."""
 
     def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], tracks: list[str]):
-        self.items, self.tracks = pairs, tracks
+        self.items, self.tracks, self.fitted = pairs, tracks, None
         self.codec = SimpleNamespace(
             frame_rate=FRAME_RATE, sample_rate=24000, device=torch.device("cpu"), quantize=lambda x: (x * 2).round() / 2
         )
@@ -120,9 +120,10 @@ def shrunk_copy(train: World):
 
 def examine(predict, train: World, val: World, shared_tracks: int = 0) -> tuple[Evidence, dict, TrackErrors]:
     """Evidence, verdict and errors of a model, [1, 128, T] -> [1, 128, T], on `val`."""
-    mean, std, _ = statistics(train)
-    fitted = fit(train, train.tracks, mean, std, lambda done, total, what: None)
-    comparison = Comparison(Model(predict, shrunk_copy(train)), val, val.tracks, fitted, seed=1)
+    if train.fitted is None:
+        mean, std, _ = statistics(train)
+        train.fitted = fit(train, train.tracks, mean, std, lambda done, total, what: None)
+    comparison = Comparison(Model(predict, shrunk_copy(train)), val, val.tracks, train.fitted, seed=1)
     errors, _ = comparison.measure([], lambda done, total, what: None)
     by_tracks = TrackErrors(errors, val.tracks)
     evidence = gather_evidence(by_tracks, shared_tracks)
