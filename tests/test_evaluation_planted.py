@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_coin_is_learned_to_nine_tenths_and_called_so(tmp_path):
-    found = study("coin", 42, tmp_path, epochs=14, lr=1e-3, weights="untrained")
+    found = study("coin", 42, tmp_path, epochs=11, lr=1e-3, weights="untrained")
     assert found["outcome"] == "works", found["sentence"]
     assert found["share"] >= REQUIRED["coin"], found
     assert found["loop"] < 0.1
