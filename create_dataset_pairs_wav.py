@@ -53,7 +53,7 @@ from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
 from common.progress import Progress
 from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
-from dataset.gathering import Selection, select_pairs
+from dataset.gathering import EarlierSplits, Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources
@@ -196,13 +196,11 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
             shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be writing
     # By a hash, so that a file more does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
-    splits = {row.source: row.split for row in previous.pairs if row.split == "val"} if previous else {}
-    splits |= {row.source: row.split for row in previous.pairs if row.split == "train"} if previous else {}
-    known = {source: splits[printable(source)] for source in sources if printable(source) in splits}
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
     cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db)
     workers = settings.num_workers or available_cores()
-    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, known, workers)
+    earlier = EarlierSplits.of(previous, sources)
+    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
     _report_files(selection, settings)
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():

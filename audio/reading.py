@@ -98,7 +98,7 @@ class SndfileReader(AudioReader):
                 self.seconds = done / self.sample_rate
                 yield self._mono(block)
         except soundfile.SoundFileError as error:
-            reason = (getattr(error, "error_string", None) or str(error)).strip().rstrip(".")
+            reason = (getattr(error, "error_string", None) or str(error)).removeprefix("Error : ").strip().rstrip(".")
             self.problem = f"damaged at {self.seconds:.2f} s ({reason}); nothing after that is used"
             return
         self.problem = self._problem(done)

@@ -61,13 +61,14 @@ def remove_staged(output_dir: Path) -> None:
         (output_dir / STAGING_NAME).rmdir()
 
 
-def header_seconds(cut: Cut, source: str) -> float:
-    """The length of a track by its header; 0 if it has none or cannot be read."""
+def read_header(cut: Cut, source: str) -> tuple[float, int]:
+    """The seconds of a track by its header, and the bytes of its file; (0, 0) if it cannot be read."""
+    path = Path(cut.input_dir, source)
     try:
-        with open_audio(Path(cut.input_dir, source)) as audio:
-            return audio.duration_s
-    except AudioError:
-        return 0.0
+        with open_audio(path) as audio:
+            return audio.duration_s, path.stat().st_size
+    except (AudioError, OSError):
+        return 0.0, 0
 
 
 def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import printable
 from common.progress import Progress
-from dataset.cutting import PRINTS_NAME, Cut, Workers, header_seconds, stage_track
+from dataset.cutting import PRINTS_NAME, Cut, Workers, read_header, stage_track
+from dataset.pairs import Metadata
 from dataset.recordings import find_repeats
 from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
 
@@ -29,23 +31,44 @@ class Selection:
         return list(dict.fromkeys(pair.track.source for pair in self.train + self.val))
 
 
+@dataclass(frozen=True)
+class EarlierSplits:
+    """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
+
+    of_source: dict[str, str] = field(default_factory=dict)
+    of_digest: dict[str, str] = field(default_factory=dict)  # by segment: a file may have been renamed since
+
+    @classmethod
+    def of(cls, previous: Metadata | None, sources: list[str]) -> EarlierSplits:
+        if previous is None:
+            return cls()
+        # A track in both splits was alone, and split in time: it is for training.
+        of_name = {row.source: row.split for row in sorted(previous.pairs, key=lambda row: row.split, reverse=True)}
+        of_digest = {digest: name.split("/")[0] for name, digest in sorted(previous.digests.items(), reverse=True)}
+        return cls({s: of_name[printable(s)] for s in sources if printable(s) in of_name}, of_digest)
+
+    def of_audio(self, track: Track) -> str | None:
+        """The split of the earlier dataset in which a track's audio stands under another name."""
+        splits = {self.of_digest[s.digest] for s in track.segments if s.digest in self.of_digest}
+        return min(splits, default=None)  # "train" before "val"
+
+
 def select_pairs(
-    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, known: dict[str, str], num_workers: int
+    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, earlier: EarlierSplits, num_workers: int
 ) -> Selection:
     """Choose the pairs of a dataset and stage their segments.
 
     sources: the audio files, in the order in which new ones are taken for validation.
-    known: the splits of tracks that an earlier dataset has, which they keep.
+    earlier: the splits of an earlier dataset, which its tracks keep.
 
     The lengths in the headers make the plan. Where they promise wrongly, or a recording is there twice, further
     rounds fill up from the other tracks.
     """
     with Workers(min(num_workers, len(sources))) as workers:
-        lengths = workers.map(functools.partial(header_seconds, cut), sources)
-        seconds = dict(zip(sources, Progress().over(lengths, len(sources), "headers read"), strict=True))
-        # Of two copies the known or the longer one is used.
-        owners = sorted(sources, key=lambda source: (source not in known, -seconds[source]))
-        promised = {source: max(1, int(seconds[source] / cut.segment_duration) - 1) for source in sources}
+        read = workers.map(functools.partial(read_header, cut), sources)
+        headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
+        promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
+        known = dict(earlier.of_source)
         found: dict[str, list[Pair]] = {}
         selection = Selection()
         tracks = selection.tracks
@@ -64,6 +87,11 @@ def select_pairs(
             staged = workers.map(functools.partial(stage_track, cut), work)
             for track in Progress().over(staged, len(work), "tracks cut"):
                 tracks[track.source] = track
+                if track.source not in known and (split := earlier.of_audio(track)):
+                    known[track.source] = split
+            # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
+            lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
+            owners = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
             found, selection.skipped = _compare(owners, tracks)
 
     ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
@@ -80,7 +108,6 @@ def select_pairs(
 
 def _compare(order: list[str], tracks: dict[str, Track]) -> tuple[dict[str, list[Pair]], dict[str, str]]:
     """The pairs of each track that no earlier one in `order` has as well, and why a track has none: by source."""
-    order = [source for source in order if source in tracks]
     repeats = find_repeats([_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
     found, reasons, owners = {}, {}, {}

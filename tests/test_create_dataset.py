@@ -151,6 +151,31 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
 
 
+def test_renamed_music_keeps_its_split(tmp_path, create):
+    """A model may have been trained on it, whatever its name is now."""
+    for number in range(9):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    create(tmp_path / "m", tmp_path / "d")
+    before = {digest: name[:3] for name, digest in read_metadata(tmp_path / "d/metadata.txt").digests.items()}
+    for number in range(8):
+        (tmp_path / "m" / f"{number}.wav").rename(tmp_path / "m" / f"song {number}.wav")
+    assert "removed since: 0.wav, " in create(tmp_path / "m", tmp_path / "d").stdout
+    now = {digest: name[:3] for name, digest in read_metadata(tmp_path / "d/metadata.txt").digests.items()}
+    assert now == before
+
+
+def test_a_broken_copy_does_not_stand_for_the_whole_one(tmp_path, create):
+    """Its header promises as much; of two whole copies the larger file is used."""
+    for number in range(3):
+        write_track(tmp_path / "m" / f"{number}.wav", 30, seed=number)
+    whole = (tmp_path / "m/1.wav").read_bytes()
+    (tmp_path / "m/a broken copy.wav").write_bytes(whole[: len(whole) * 2 // 3])
+    soundfile.write(tmp_path / "m/a small copy.flac", soundfile.read(tmp_path / "m/1.wav")[0], 24000)
+    create(tmp_path / "m", tmp_path / "d")
+    copies = ("a broken copy.wav", "a small copy.flac")
+    assert dict(read_metadata(tmp_path / "d/metadata.txt").skipped) == dict.fromkeys(copies, "same recording as 1.wav")
+
+
 def test_a_run_that_is_killed_while_it_replaces_a_dataset_knows_the_splits(tmp_path, create, monkeypatch):
     for number in range(5):
         write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)

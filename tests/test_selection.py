@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dataset import gathering
 from dataset.cutting import Cut
-from dataset.gathering import Selection, select_pairs
+from dataset.gathering import EarlierSplits, Selection, select_pairs
 from dataset.selection import Segment, Track, choose_validation, plan, spread, usable_pairs
 
 CUT = Cut("music", "staging", segment_duration=1, min_level_db=-60)
@@ -53,8 +53,8 @@ class Music:
         self.tracks, self.promised = dict(zip(self.names, tracks, strict=True)), promised
         self.read: list[tuple[str, int]] = []
 
-    def header_seconds(self, cut: Cut, source: str) -> float:
-        return self.promised[self.names.index(source)]
+    def read_header(self, cut: Cut, source: str) -> tuple[float, int]:
+        return self.promised[self.names.index(source)], 1
 
     def stage_track(self, cut: Cut, work: tuple[str, int]) -> Track:
         self.read.append(work)
@@ -69,9 +69,9 @@ class Music:
     def select(self, max_pairs: int, val_pairs: int, known: dict[str, str] | None = None) -> Selection:
         with (
             mock.patch.object(gathering, "stage_track", self.stage_track),
-            mock.patch.object(gathering, "header_seconds", self.header_seconds),
+            mock.patch.object(gathering, "read_header", self.read_header),
         ):
-            return select_pairs(self.names, CUT, max_pairs, val_pairs, known or {}, num_workers=1)
+            return select_pairs(self.names, CUT, max_pairs, val_pairs, EarlierSplits(known or {}), num_workers=1)
 
 
 @given(st.lists(st.lists(st.booleans() | st.just(True), max_size=30), min_size=1, max_size=12), st.data())
