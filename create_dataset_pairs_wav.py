@@ -75,7 +75,7 @@ def create_dataset(settings: Settings) -> None:
     found = find_sources(input_dir, output_dir)
     if found.own_folders or found.own_files:
         print(
-            f"passed over as this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
+            f"skipped as this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
             file=sys.stderr,
         )
     if not found.files:

@@ -132,7 +132,7 @@ def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
         # macOS takes Song and song for one, and both ways to write an accent.
         name = unicodedata.normalize("NFC", stem).casefold()
         if names.setdefault(name, path) != path:
-            raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give them two --output_dir")
+            raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give it another --output_dir")
         if len(os.fsencode(f"{stem}_continuation.wav")) > MAX_NAME_BYTES:
             raise UserError(f"{path}: its name is too long for the names of the continuation; rename a copy of it")
     written = {output_dir / f"{Path(path).stem}_{part}.wav" for path in inputs for part in PARTS}

@@ -6,6 +6,7 @@ sound than the container states. A time stamp that goes back begins another stre
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -23,7 +24,8 @@ TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between and behind the frames
 GATHERED = 1 << 16  # samples: frames of 1,000, each handled in Python, would halve the speed
 # The containers whose header states the length. FFmpeg estimates that of the others by their size.
 STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
-MP3_STATES_LENGTH = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](?!\0{4})|VBRI")
+# The number of frames in an MP3's header frame. FFmpeg does not always believe it, and estimates instead.
+MP3_FRAMES = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.DOTALL)
 LENGTH_SLACK_S = 0.25
 HELD_BACK_S = 5
 # A time stamp may be this far from the end of the frame before: Opus skips 6.5 ms at a start, Vorbis (and what is
@@ -38,6 +40,7 @@ class FfmpegReader(AudioReader):
 
     _promised_s = 0.0  # the length that the header states
     _decoded_s = 0.0
+    _ends_early = False
 
     def __init__(self, path: str | os.PathLike, file: BinaryIO):
         self._file = file
@@ -74,7 +77,9 @@ class FfmpegReader(AudioReader):
         if self._container.duration and (lengths or len(self._container.streams) == 1):
             lengths.append(self._container.duration / av.time_base)
         self.duration_s = min(lengths, default=(self._container.duration or 0) / av.time_base)
-        if lengths and STATES_LENGTH.search(self._container.format.name):
+        streams = [s for s in self._container.streams if not s.disposition & av.stream.Disposition.attached_pic]
+        # That of a film may be its pictures' length; only in mov and its like each stream has its own.
+        if lengths and STATES_LENGTH.search(name := self._container.format.name) and ("mov" in name or not streams[1:]):
             self._promised_s = self.duration_s
         frames = self._decode()
         if (self._container.format.name, codec.name) == ("ogg", "flac"):
@@ -88,27 +93,34 @@ class FfmpegReader(AudioReader):
     def _decode(self) -> Iterator[av.AudioFrame]:
         """Decode up to the first damage, which `problem` then names."""
         end = packet_end = None  # s: of the last frame by its time stamp; bytes: of the last packet in the file
-        in_tag = False
+        in_tag, padding = False, None
         try:
             for packet in self._container.demux(self._stream):
                 if packet_end is None and self._container.format.name == "mp3":
                     self._file.seek(max(0, (packet.pos or 0) - 3000))
-                    if MP3_STATES_LENGTH.search(self._file.read(min(3000, packet.pos or 0))):
-                        self._promised_s = self.duration_s
+                    if stated := MP3_FRAMES.search(self._file.read(min(3000, packet.pos or 0))):
+                        frame_s = float((packet.duration or 0) * packet.time_base)
+                        self._promised_s = int.from_bytes(stated[1] or stated[2], "big") * frame_s
                 packet_end = packet.pos + packet.size if packet.pos else packet_end
                 try:
                     frames = packet.decode()
-                except av.FFmpegError:
-                    # A capture may begin in the middle of a frame; tags are no damage, whatever is in them.
-                    in_tag = in_tag or bytes(packet).startswith(TAGS)
-                    if self._decoded_s and not in_tag and not self._is_whole():
+                except av.FFmpegError as error:
+                    # A capture may begin in the middle of a frame. No damage: tags, whatever is in them, and zeros
+                    # behind the last frame.
+                    content = bytes(packet)
+                    in_tag = in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
+                    padding = None if content.strip(b"\0") else error
+                    if self._decoded_s and not in_tag and not padding and not self._is_whole():
                         raise
                     end = None  # what was not decoded counts in the time stamps
                     continue
+                if frames and padding:
+                    raise padding
                 in_tag = False
                 for frame in frames:
                     start, length_s = frame.time, frame.samples / frame.sample_rate
                     if start is not None and end is not None and start - end > STAMP_SLACK_S:
+                        self._ends_early = True
                         self.problem = f"{start - end:.2f} s are missing at {self._at()}; nothing after that is used"
                         return
                     if start is not None and end is not None and end - start > STAMP_SLACK_S:
@@ -118,13 +130,15 @@ class FfmpegReader(AudioReader):
                     end = None if start is None else start + length_s
                     yield frame
         except av.FFmpegError as error:
-            if isinstance(error, av.error.PatchWelcomeError):
+            if isinstance(error, (av.error.PatchWelcomeError, av.error.ArgumentError)):
                 self.problem = f"what follows {self._at()} is of another kind and not used"
             elif not self._is_whole():
-                reason = "damaged" if isinstance(error, av.error.InvalidDataError) else error.strerror
+                self._ends_early = True
+                reason = error.strerror if error.errno == errno.EIO else "damaged"
                 self.problem = f"{reason} at {self._at()}; nothing after that is used"
             return
-        if self._promised_s - self._decoded_s > LENGTH_SLACK_S:
+        # Time stamps may begin later than at 0, and the stated length counts from there or from 0.
+        if self._promised_s - max(self._decoded_s, end or 0) > LENGTH_SLACK_S:
             self.problem = f"cut off at {self._at()} of {self._promised_s:.2f} s"
         elif not self.problem and self._container.format.name == "ogg" and len(self._container.streams) == 1:
             self.problem = self._ogg_problem(end or 0)
@@ -138,7 +152,7 @@ class FfmpegReader(AudioReader):
             held.append(frame)
             if sum(frame.samples for frame in held) > HELD_BACK_S * frame.sample_rate:
                 yield held.popleft()
-        if not self.problem:
+        if not self._ends_early:
             yield from held
 
     def _at(self) -> str:

@@ -10,6 +10,7 @@ first damage; streams that follow one another (chained Ogg, joined MP3s) are mus
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import re
@@ -32,6 +33,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a 
 READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says
 # In libsndfile's log: a length in the header, and what is there. Programs that write to a pipe put the largest.
 LENGTHS = re.compile(r": (\d+) \(should be (\d+)\)")
+FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xef]")  # the same three bytes begin each frame of a stream
 UNKNOWN_BYTES, SLACK_BYTES = 0x7FFF0000, 4096
 
 
@@ -115,4 +117,10 @@ class SndfileReader(AudioReader):
         position = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
         if self._audio.format == "WAV" and os.fstat(self._file.fileno()).st_size >= 1 << 32:
             return f"larger than a WAV header can say; only the first {seconds} are used"
-        return second_file(self._file, position)
+        if another := second_file(self._file, position):
+            return another
+        self._file.seek(position)
+        frames = collections.Counter(FLAC_FRAME.findall(self._file.read(1 << 17)))
+        if self._audio.format == "FLAC" and max(frames.values(), default=0) > 3:
+            return f"more follows than its header says; only the first {seconds} are used"
+        return ""

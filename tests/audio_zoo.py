@@ -120,6 +120,8 @@ add("promises 4 GB.wav", put(lambda: wav()[:40] + b"\xff\xff\xff\xff" + wav()[44
 add("recorder was killed.wav", put(lambda: wav()[:4] + bytes(4) + wav()[8:40] + bytes(4) + wav()[44:]))
 add("two in one.wav", put(lambda: wav() + wav()), says="a second file behind its end is not used")
 add("two in one.flac", put(lambda: flac() + flac()), says="a second file behind its end is not used")
+add("header counts the first of two.flac", put(lambda: flac() + flac()[flac().index(b"\xff\xf8") :]),
+    says="more follows than its header says")  # fmt: skip
 add("cut.wav", put(lambda: cut(wav(), 0.7)), 8.3, says="cut off at 8.4")
 add("cut.flac", put(lambda: cut(flac(), 0.7)), 7, says=" at ")
 add("zeros inside.flac", put(lambda: overwritten(flac(), 0.6, bytes(300))), 5.5, says="damaged at")
@@ -154,7 +156,11 @@ if FFMPEG:
         return b"ID3\3\0\0" + bytes(said >> shift & 127 for shift in (21, 14, 7, 0)) + b"\xff\xfbjpeg" * (size // 6 + 1)
 
     END_TAG = b"TAG" + b"A title".ljust(125)
-    APE_TAG = b"APETAGEX" + struct.pack("<IIII8x", 2000, 32 + 600, 0, 1 << 31) + bytes(600)
+
+    def ape_tag(size: int) -> bytes:
+        """A header, `size` bytes, and a footer, which alone tells FFmpeg that there is a tag."""
+        header = struct.pack("<8sIIII8x", b"APETAGEX", 2000, 32 + size, 0, 5 << 29)
+        return header + bytes(size) + header[:20] + struct.pack("<I8x", 1 << 31)
 
     def frames(mp3: bytes) -> list[int]:
         """Where the frames of a 44.1 kHz, 128 kbit/s MP3 begin, its header frame first if it has one."""
@@ -175,7 +181,7 @@ if FFMPEG:
         return np.random.default_rng(1).bytes(count)
 
     bare = functools.partial(encode, "mp3", *BARE)
-    add("tags.mp3", put(lambda: tag(900) + encode("mp3", *MP3) + APE_TAG + END_TAG), 11.9, **LOSSY)
+    add("tags.mp3", put(lambda: tag(900) + encode("mp3", *MP3) + ape_tag(600) + END_TAG), 11.9, **LOSSY)
     add("tag says too little.mp3", put(lambda: tag(900, 60) + bare()), 11.9, **LOSSY)
     add("lyrics.mp3", put(lambda: bare() + b"LYRICSBEGIN" + b"la \xff\xfb la " * 99 + END_TAG), 11.9, **LOSSY)
     add("counts nothing.mp3", put(lambda: xing(8, bytes(4))), 11.9, **LOSSY)
@@ -190,6 +196,9 @@ if FFMPEG:
     add("zeros inside.mp3", put(lambda: overwritten(bare(), 0.5, bytes(4000))), 5.9, says="damaged at", **LOSSY)
     add("noise inside.mp3", put(lambda: overwritten(bare(), 0.5, noise(3000))), 5.9, says="damaged at", **LOSSY)
     add("bytes missing.mp3", put(lambda: removed(bare(), 0.5, 9000)), 5.9, says="damaged at", **LOSSY)
+    add("zeros at its end.mp3", put(lambda: bare() + bytes(50_000)), 11.9, **LOSSY)
+    add("cover at its end.mp3", put(lambda: encode("mp3", "-q:a", "2") + ape_tag(185_000)), 11.9, **LOSSY)
+    add("tag at its end.ac3", put(lambda: encode("ac3", "-b:a", "256k") + END_TAG), 11.9, **LOSSY)
     add("junk at its end.mp3", put(lambda: encode("mp3", *MP3) + bytes(5000) + noise(999)), 11.9, **LOSSY)
     add("free format.mp3", put(lambda: b"".join(free_format(bare()))), refused="not readable as audio")
 
@@ -205,6 +214,12 @@ if FFMPEG:
     serial = ("-serial_offset", "7")
     add("chained.ogg", put(lambda: vorbis() + encode("ogg", *VORBIS, *serial)), 23.9, **chain)
     add("chained.opus", put(lambda: opus() + encode("opus", *OPUS, *serial)), 23.9, **chain)
+    ogg_flac = functools.partial(encode, "oga", "-c:a", "flac")
+    add("chained.oga", put(lambda: ogg_flac() + ogg_flac(*serial)), 24, says="a second stream begins at")
+    add("another codec behind it.ogg", put(lambda: vorbis() + opus(*serial)), 11.9, says="of another kind", **LOSSY)
+    late = ("-output_ts_offset", "3.2")
+    add("begins late.mka", put(lambda: encode("mka", *AAC, *late)), 11.9, **LOSSY)
+    add("begins late.webm", put(lambda: encode("webm", *OPUS, *late)), 11.9, **LOSSY)
     # Used or not, as the version of FFmpeg has it.
     add("chained, another rate.ogg", put(lambda: vorbis() + encode("ogg", *VORBIS, *serial, rate=48000)), 11.9,
         says=" 12.00 s", **LOSSY)  # fmt: skip

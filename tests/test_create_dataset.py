@@ -286,7 +286,7 @@ def test_its_own_output_is_no_music(tmp_path, create):
     create(tmp_path / "alone", tmp_path / "d")
     for _ in range(2):
         result = create(tmp_path / "work", tmp_path / "work/dataset_pairs_wav")
-        assert "passed over as this project's own output: folders: 2, other files: 1" in result.stderr
+        assert "skipped as this project's own output: folders: 2, other files: 1" in result.stderr
     assert "already complete" in result.stdout
     assert contents(tmp_path / "work/dataset_pairs_wav") == contents(tmp_path / "d")
 
