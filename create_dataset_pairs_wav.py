@@ -56,7 +56,7 @@ from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.gathering import EarlierSplits, Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
 from dataset.selection import TRACKS_FOR_A_VERDICT
-from dataset.sources import find_sources
+from dataset.sources import find_sources, listing, size_and_date
 
 RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
@@ -82,7 +82,7 @@ def create_dataset(settings: Settings) -> None:
         raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
     recorded["sample_rate"] = str(SAMPLE_RATE)
-    recorded["input_files"] = _listing(input_dir, found.files)
+    recorded["input_files"] = listing(input_dir, found.files)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "dataset creation"):
@@ -112,19 +112,6 @@ def _check(settings: Settings, input_dir: Path, output_dir: Path) -> None:
     if real_output in real_input.parents:
         raise UserError(f"--output_dir {output_dir}: holds the folder of the music, {input_dir}; name another")
     check_output_folder("--output_dir", output_dir)
-
-
-def _listing(input_dir: Path, sources: list[str]) -> str:
-    """The number of audio files and a hash of their names and sizes."""
-    listing = repr([(source, _size(input_dir / source)) for source in sources])
-    return f"{len(sources)} ({hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Metadata | None:
@@ -164,9 +151,10 @@ def _report_changes(previous: Metadata, sources: list[str], output_dir: Path) ->
     """Say which audio files were added or removed since; UserError if it is other music altogether."""
     before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
     now = {printable(source) for source in sources}
-    if not {row.source for row in previous.pairs} & now:
+    names = {os.path.basename(row.source) for row in previous.pairs}  # folders may have been moved
+    if 2 * len(names & {os.path.basename(source) for source in now}) < len(names) and not before & now:
         raise UserError(
-            f"{output_dir}: a dataset of other music, none of which is in --input_dir; "
+            f"{output_dir}: a dataset of other music: most of its files are not in --input_dir; "
             "add --overwrite or choose another --output_dir"
         )
     for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
@@ -179,7 +167,7 @@ def _report_changes(previous: Metadata, sources: list[str], output_dir: Path) ->
 
 def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bool:
     size = 44 + 2 * settings.segment_duration * SAMPLE_RATE
-    return all(_size(output_dir / name) == size for name in metadata.digests)
+    return all(size_and_date(output_dir / name)[0] == size for name in metadata.digests)
 
 
 def _pair_files(output_dir: Path) -> list[Path]:
@@ -284,6 +272,8 @@ def _report_files(selection: Selection, settings: Settings) -> None:
     for source in sorted(selection.used):
         if problem := selection.tracks[source].problem:
             print(f"note {printable(source)}: {problem}", file=sys.stderr)
+    if selection.sharing:
+        print(f"{len(selection.sharing)} tracks have audio in common with another, and are all for training")
     if selection.not_needed:
         print(f"{len(selection.not_needed)} more tracks are not needed for --max_pairs {settings.max_pairs}")
 
@@ -295,9 +285,16 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
         f"{where}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
         f"{totals['skipped_files']} files skipped"
     )
+    if selection.val_seen:
+        names = ", ".join(map(printable, selection.val_seen[:3])) + (", ..." if selection.val_seen[3:] else "")
+        print(
+            f"{where}: *** VALIDATION IS NOT INDEPENDENT: {names}: was for training before, or shares audio with it, "
+            "but there is no other track: add another, or train anew",
+            file=sys.stderr,
+        )
     tracks = len({pair.track.source for pair in selection.val})
     if settings.val_pairs == 0:
-        warning = "no validation split, as --val_pairs 0 asks; training needs one"
+        warning = f"no validation split, as --val_pairs is 0 of --max_pairs {settings.max_pairs}; training needs one"
     elif not selection.val:
         warning = "too little music for a validation split, and training needs one: add another track"
     elif len(selection.used) == 1:

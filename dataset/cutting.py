@@ -33,8 +33,7 @@ from dataset.selection import Segment, Track
 
 STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
-# To recognise the same recording in another file, so much of a track is read in any case, and used at most.
-LISTEN_S, FINGERPRINT_S = 120, 600
+LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
 
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -115,8 +114,7 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
                     break
                 segment, pcm16 = _examine(samples, cut.min_level_db)
                 segments.append(segment)
-                if index * cut.segment_duration < FINGERPRINT_S:
-                    fingerprint.add(samples if segment.digest else np.zeros_like(samples))
+                fingerprint.add(samples if segment.digest else np.zeros_like(samples))
                 if previous is not None and segment.usable and written < pairs:
                     for number, segment_pcm16 in ((index - 1, previous), (index, pcm16)):
                         wav = folder / f"{number:05d}.wav"

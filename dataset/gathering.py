@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from common.errors import printable
 from common.progress import Progress
 from dataset.cutting import PRINTS_NAME, Cut, Workers, read_header, stage_track
 from dataset.pairs import Metadata
-from dataset.recordings import find_repeats
+from dataset.recordings import compare_tracks
 from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
 
 
@@ -25,6 +26,8 @@ class Selection:
     tracks: dict[str, Track] = field(default_factory=dict)  # by source: all that were read
     skipped: dict[str, str] = field(default_factory=dict)  # source: reason
     not_needed: list[str] = field(default_factory=list)  # sources beyond max_pairs
+    sharing: set[str] = field(default_factory=set)  # sources that have audio in common with others
+    val_seen: list[str] = field(default_factory=list)  # sources in val that belong in train, as there are no others
 
     @property
     def used(self) -> list[str]:
@@ -36,16 +39,23 @@ class EarlierSplits:
     """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
 
     of_source: dict[str, str] = field(default_factory=dict)
-    of_digest: dict[str, str] = field(default_factory=dict)  # by segment: a file may have been renamed since
+    of_digest: dict[str, str] = field(default_factory=dict)  # of the segments of files that are gone: renamed?
 
     @classmethod
     def of(cls, previous: Metadata | None, sources: list[str]) -> EarlierSplits:
         if previous is None:
             return cls()
-        # A track in both splits was alone, and split in time: it is for training.
-        of_name = {row.source: row.split for row in sorted(previous.pairs, key=lambda row: row.split, reverse=True)}
-        of_digest = {digest: name.split("/")[0] for name, digest in sorted(previous.digests.items(), reverse=True)}
-        return cls({s: of_name[printable(s)] for s in sources if printable(s) in of_name}, of_digest)
+        # Without the ending, as an MP3 may have become a FLAC. Training comes last, and holds: a track in both splits
+        # was alone, and split in time.
+        rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)
+        of_name = {os.path.splitext(row.source)[0]: row.split for row in rows}
+        names = {source: os.path.splitext(printable(source))[0] for source in sources}
+        gone = of_name.keys() - names.values()
+        rows_gone = [row for row in rows if os.path.splitext(row.source)[0] in gone]
+        return cls(
+            {source: of_name[name] for source, name in names.items() if name in of_name},
+            {previous.digests[name]: row.split for row in rows_gone for name in row.files if name in previous.digests},
+        )
 
     def of_audio(self, track: Track) -> str | None:
         """The split of the earlier dataset in which a track's audio stands under another name."""
@@ -72,9 +82,10 @@ def select_pairs(
         found: dict[str, list[Pair]] = {}
         selection = Selection()
         tracks = selection.tracks
+        splits = known
         while True:
             capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
-            val = choose_validation(capacities, max_pairs, val_pairs, [known.get(source) for source in sources])
+            val = choose_validation(capacities, max_pairs, val_pairs, [splits.get(source) for source in sources])
             counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
             if sum(map(bool, capacities)) == 1:
                 counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
@@ -92,7 +103,8 @@ def select_pairs(
             # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
             lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
             owners = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
-            found, selection.skipped = _compare(owners, tracks)
+            found, selection.skipped, links = _compare(owners, tracks)
+            splits = _tie(links, known, found, selection)
 
     ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
     if len(ready) == 1:
@@ -101,15 +113,22 @@ def select_pairs(
         split = {source: i in val for i, source in enumerate(sources)}
         selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
         selection.val = [pair for source in ready if split[source] for pair in ready[source]]
+        selection.val_seen = [source for source in ready if split[source] and splits.get(source) == "train"]
     used = set(selection.used)
     selection.not_needed = [source for source in sources if source not in used | set(selection.skipped)]
     return selection
 
 
-def _compare(order: list[str], tracks: dict[str, Track]) -> tuple[dict[str, list[Pair]], dict[str, str]]:
-    """The pairs of each track that no earlier one in `order` has as well, and why a track has none: by source."""
-    repeats = find_repeats([_prints(tracks[source]) for source in order])
+def _compare(
+    order: list[str], tracks: dict[str, Track]
+) -> tuple[dict[str, list[Pair]], dict[str, str], list[tuple[str, str]]]:
+    """What of each track no earlier one in `order` has as well.
+
+    Returns its pairs and, if it has none, the reason, both by source, and which two tracks have a part in common.
+    """
+    repeats, sharing = compare_tracks([_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
+    links = [(order[first], order[second]) for first, second in sharing]
     found, reasons, owners = {}, {}, {}
     for source in order:
         track = tracks[source]
@@ -117,11 +136,36 @@ def _compare(order: list[str], tracks: dict[str, Track]) -> tuple[dict[str, list
             found[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
             continue
         found[source] = usable_pairs(track, owners)
+        others = list(
+            dict.fromkeys(owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
+        )
         if not found[source]:
-            others = (owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
-            other = next(others, None)
-            reasons[source] = f"same audio as {other}" if other is not None else track.problem
-    return found, reasons
+            reasons[source] = f"same audio as {others[0]}" if others else track.problem
+        else:
+            links += [(other, source) for other in dict.fromkeys(others)]
+    return found, reasons, links
+
+
+def _tie(
+    links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
+) -> dict[str, str]:
+    """The splits of the tracks that may not be chosen freely: the known ones, and those with a part in common.
+
+    The latter are for training; one that shares audio with an earlier dataset's validation is left out.
+    """
+    splits, selection.sharing = dict(known), set()
+    for link in sorted(links, key=lambda link: "val" not in map(known.get, link)):
+        if not all(found[source] for source in link):
+            continue
+        in_val = [source for source in link if known.get(source) == "val"]
+        for source in link:
+            if not in_val:
+                splits[source] = "train"
+                selection.sharing.add(source)
+            elif source not in in_val:
+                found[source] = []
+                selection.skipped[source] = f"shares audio with {in_val[0]}, which is for validation"
+    return splits
 
 
 def _prints(track: Track) -> np.ndarray:

@@ -9,6 +9,7 @@ was sped up, another mix and another performance are not recognised.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ BANDS = torch.from_numpy(((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.f
 MAX_DIFFERENT = 10  # bits of 32 in prints that count as equal
 MIN_EQUAL = 0.95  # of the prints where two tracks overlap; of copies it was 0.99 and more
 MIN_OVERLAP = 94  # prints: 12 s
+MIN_SHARED = 352  # prints: 45 s. Of shorter stretches music that is made of loops has many
 IGNORED_BITS = 8  # of 32, where prints are looked up: more copies are found
 MIN_HITS = 3  # identical prints at one lag that make it worth comparing
+MAX_ALIGNMENTS = 8  # of two tracks; those with the most hits
 MAX_COMMON = 64  # a print that stands in more tracks than this says little: hum, a drum machine
 LAG_ZERO = 1 << 21  # prints: 37 h
 
@@ -72,19 +75,30 @@ class Fingerprint:
         return np.concatenate([np.zeros(0, np.uint32), *self._prints])
 
 
-def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
-    """Which tracks are the same recording as an earlier one, by their prints: {index: index of the earliest}.
+def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple[int, int]]]:
+    """Which tracks have audio in common, by their prints.
 
-    The same recording: some alignment in which they overlap by at least 12 s and half of the shorter track, and in
-    which nearly all prints are nearly equal. Only alignments at which several prints are identical are looked at.
+    Returns those that are the same recording as an earlier one, {index: index of the earliest}, and those (earlier,
+    later) that share a part. The same recording: an alignment in which they overlap by at least 12 s and half of the
+    later track, and in which nearly all prints are nearly equal. A part: the same with half of the earlier track, or
+    45 s anywhere. Only the alignments at which the most prints are identical are looked at.
     """
     repeats: dict[int, int] = {}
+    sharing: set[tuple[int, int]] = set()
+    tried: Counter[tuple[int, int]] = Counter()
     for first, second, lag in _alignments(tracks):
-        if second not in repeats and any(_is_same(tracks[first], tracks[second], lag + d) for d in (0, -1)):
-            repeats[second] = first
+        tried[first, second] += 1
+        if second in repeats or tried[first, second] > MAX_ALIGNMENTS:
+            continue
+        for shift in (0, -1):
+            is_same, is_shared = _common(tracks[first], tracks[second], lag + shift)
+            if is_same:
+                repeats.setdefault(second, first)
+            elif is_shared:
+                sharing.add((first, second))
     for track in sorted(repeats):
         repeats[track] = repeats.get(repeats[track], repeats[track])
-    return repeats
+    return repeats, sorted((a, b) for a, b in sharing if a not in repeats and b not in repeats)
 
 
 def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
@@ -117,12 +131,18 @@ def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
     return [(int(k >> 42), int(k >> 22 & mask), int(k & (1 << 22) - 1) - LAG_ZERO) for k in key]
 
 
-def _is_same(first: np.ndarray, second: np.ndarray, lag: int) -> bool:
-    """Whether print `lag + k` of the first track is print k of the second."""
+def _common(first: np.ndarray, second: np.ndarray, lag: int) -> tuple[bool, bool]:
+    """Whether the second track is the same recording, or shares a part, its print k being `lag + k` of the first."""
     a, b = first[max(0, lag) :], second[max(0, -lag) :]
     a, b = a[: len(b)], b[: len(a)]
     sounds = (a != 0) & (b != 0)
-    overlap, shorter = np.count_nonzero(sounds), min(np.count_nonzero(first), np.count_nonzero(second))
+    overlap = np.count_nonzero(sounds)
     different = np.unpackbits((a ^ b).view(np.uint8)).reshape(-1, 32).sum(axis=1)
-    equal = np.count_nonzero((different <= MAX_DIFFERENT) & sounds)
-    return overlap >= max(MIN_OVERLAP, shorter / 2) and equal >= MIN_EQUAL * overlap
+    equal = np.concatenate([[0], np.cumsum((different <= MAX_DIFFERENT) & sounds)])
+    if overlap >= MIN_OVERLAP and equal[-1] >= MIN_EQUAL * overlap:
+        if overlap >= np.count_nonzero(second) / 2:
+            return True, False
+        if overlap >= np.count_nonzero(first) / 2:
+            return False, True
+    stretches = equal[MIN_SHARED:] - equal[:-MIN_SHARED]
+    return False, bool((stretches >= MIN_EQUAL * MIN_SHARED).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -60,6 +61,21 @@ def find_sources(folder: Path, output_dir: Path) -> Sources:
                 found.files.append(os.path.relpath(path, folder))
     found.files.sort(key=os.fsencode)
     return found
+
+
+def listing(input_dir: Path, sources: list[str]) -> str:
+    """The number of audio files and a hash of their names, sizes and dates."""
+    about = repr([(source, *size_and_date(input_dir / source)) for source in sources])
+    return f"{len(sources)} ({hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"
+
+
+def size_and_date(path: Path) -> tuple[int, int]:
+    """(bytes, seconds since 1970) of a file; (0, 0) if it is not there."""
+    try:
+        about = path.stat()
+        return about.st_size, int(about.st_mtime)
+    except OSError:
+        return 0, 0
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:

@@ -108,7 +108,7 @@ def test_no_track_fills_the_dataset_alone(tmp_path, create):
     write_track(tmp_path / "one" / "a.wav", 12, seed=9)
     assert "*** ONLY ONE TRACK: a.wav" in create(tmp_path / "one", tmp_path / "e", "--max_pairs", 8).stderr
     said = create(tmp_path / "m", tmp_path / "f", "--max_pairs", 8, "--val_pairs", 0).stderr
-    assert "no validation split, as --val_pairs 0 asks" in said and list((tmp_path / "f/val").iterdir()) == []
+    assert "no validation split, as --val_pairs is 0" in said and list((tmp_path / "f/val").iterdir()) == []
 
 
 # ------------------------------------------------------------------ once more
@@ -151,17 +151,60 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
 
 
-def test_renamed_music_keeps_its_split(tmp_path, create):
-    """A model may have been trained on it, whatever its name is now."""
+@pytest.mark.parametrize("happens", ["renamed", "moved", "encoded anew"])
+def test_music_keeps_its_split_whatever_its_name_is_now(tmp_path, create, happens):
+    """A model may have been trained on it."""
     for number in range(9):
         write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
     create(tmp_path / "m", tmp_path / "d")
     before = {digest: name[:3] for name, digest in read_metadata(tmp_path / "d/metadata.txt").digests.items()}
-    for number in range(8):
-        (tmp_path / "m" / f"{number}.wav").rename(tmp_path / "m" / f"song {number}.wav")
+    splits = {row.source[0]: row.split for row in read_metadata(tmp_path / "d/metadata.txt").pairs}
+    (tmp_path / "m/An album").mkdir()
+    for number in range(9 if happens == "moved" else 8):
+        path = tmp_path / "m" / f"{number}.wav"
+        if happens == "encoded anew":
+            soundfile.write(path.with_suffix(".ogg"), soundfile.read(path)[0], 24000)
+            path.unlink()
+        else:
+            path.rename(path.parent / (("An album/" if happens == "moved" else "song ") + path.name))
     assert "removed since: 0.wav, " in create(tmp_path / "m", tmp_path / "d").stdout
-    now = {digest: name[:3] for name, digest in read_metadata(tmp_path / "d/metadata.txt").digests.items()}
-    assert now == before
+    metadata = read_metadata(tmp_path / "d/metadata.txt")
+    if happens == "encoded anew":
+        assert splits == {row.source[0]: row.split for row in metadata.pairs}
+    else:
+        assert before == {digest: name[:3] for name, digest in metadata.digests.items()}
+
+
+def test_a_song_replaced_by_one_of_the_same_length_is_noticed(tmp_path, small_music, create):
+    shutil.copytree(small_music, tmp_path / "m")
+    create(tmp_path / "m", tmp_path / "d")
+    path = next((tmp_path / "m").glob("*.wav"))
+    audio, rate = soundfile.read(path)
+    date = path.stat().st_mtime
+    soundfile.write(path, audio[::-1], rate)
+    os.utime(path, (date + 2, date + 2))
+    assert "some audio files have changed since" in create(tmp_path / "m", tmp_path / "d").stdout
+
+
+def test_tracks_with_a_part_in_common_are_all_for_training(tmp_path, create, rng):
+    """A minute of one song stands in another; beside a validation track of an earlier dataset it is left out."""
+    for number in range(6):
+        write_track(tmp_path / "m" / f"{number}.wav", 100, seed=number)
+    songs = [soundfile.read(tmp_path / "m" / f"{number}.wav")[0] for number in range(6)]
+    other = noise(rng, 100 * 24000)[:, 0]
+    soundfile.write(tmp_path / "m/6.wav", np.concatenate([other, 0.7 * songs[2][500_000:1_940_000]]), 24000)
+    for seed in range(4):
+        result = create(tmp_path / "m", tmp_path / f"d{seed}", "--seed", seed)
+        assert "2 tracks have audio in common with another, and are all for training" in result.stdout
+        assert not {"2.wav", "6.wav"} & set(sources(tmp_path / f"d{seed}", "val"))
+    used = sources(tmp_path / "d0", "val")[0]
+    part = songs[int(used[0])][500_000:1_940_000]
+    soundfile.write(tmp_path / "m/7.wav", np.concatenate([0.7 * part, noise(rng, 100 * 24000)[:, 0]]), 24000)
+    assert f"skipped 7.wav: shares audio with {used}" in create(tmp_path / "m", tmp_path / "d0", "--seed", 0).stderr
+    for path in (tmp_path / "m").glob("[!26]*"):
+        path.unlink()
+    result = create(tmp_path / "m", tmp_path / "d0", "--seed", 0)
+    assert "*** VALIDATION IS NOT INDEPENDENT" in result.stderr and sources(tmp_path / "d0", "val")
 
 
 def test_a_broken_copy_does_not_stand_for_the_whole_one(tmp_path, create):

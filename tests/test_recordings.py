@@ -11,7 +11,13 @@ from conftest import ROOT, SHARED_MUSIC, noise
 
 from audio.reading import open_audio
 from audio.segments import SAMPLE_RATE, stream_segments
-from dataset.recordings import Fingerprint, find_repeats
+from dataset.recordings import Fingerprint, compare_tracks
+
+
+def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
+    repeats, sharing = compare_tracks(tracks)
+    assert sharing == [], "no stretch of 45 s"
+    return repeats
 
 
 def prints_of(samples: np.ndarray) -> np.ndarray:
@@ -49,9 +55,22 @@ def test_a_cut_copy_is_recognised_wherever_it_begins(songs, rng):
         assert find_repeats([*tracks, prints_of(copy)]) == {4: 2}, start
     end_of_it = prints_of(songs[2][25 * SAMPLE_RATE :])
     assert find_repeats([*tracks, end_of_it]) == {4: 2}
+    assert compare_tracks([end_of_it, *tracks]) == ({}, [(0, 3)]), "the longer one has more than that"
     mostly_other = prints_of(np.concatenate([songs[2][-13 * SAMPLE_RATE :], *[noise(rng, 14 * SAMPLE_RATE)[:, 0]]]))
     assert find_repeats([*tracks, mostly_other]) == {}, "less than half of it"
     assert find_repeats([tracks[1], tracks[0], tracks[1], tracks[1]]) == {2: 0, 3: 0}
+
+
+@pytest.mark.parametrize("seconds", [30, 60])
+def test_a_part_in_common_is_noticed(rng, seconds):
+    """A minute of a song in a medley, another of it in a long mix, wherever it stands and whatever surrounds it."""
+    songs = [noise(rng, 150 * SAMPLE_RATE)[:, 0] for _ in range(3)]
+    at, to = rng.integers(0, (150 - seconds) * SAMPLE_RATE, 2)
+    part = songs[1][at : at + seconds * SAMPLE_RATE]
+    medley = np.concatenate([songs[0][:to] + 0, 0.5 * part, songs[2][to:]])
+    medley[:to], medley[to + len(part) :] = medley[:to][::-1], medley[to + len(part) :][::-1]
+    repeats, sharing = compare_tracks([prints_of(song) for song in [*songs, medley]])
+    assert repeats == {} and sharing == ([(1, 3)] if seconds == 60 else [])
 
 
 def test_silence_hum_and_nothing_are_not_the_same_recording(songs):
