@@ -285,11 +285,11 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
         f"{where}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
         f"{totals['skipped_files']} files skipped"
     )
-    if selection.val_seen:
-        names = ", ".join(map(printable, selection.val_seen[:3])) + (", ..." if selection.val_seen[3:] else "")
+    if seen := selection.not_independent:
+        names = ", ".join(map(printable, seen[:3])) + (", ..." if seen[3:] else "")
         print(
-            f"{where}: *** VALIDATION IS NOT INDEPENDENT: {names}: was for training before, or shares audio with it, "
-            "but there is no other track: add another, or train anew",
+            f"{where}: *** VALIDATION IS NOT INDEPENDENT: for want of others it takes {names}, which training had "
+            "before, or which has audio in common with it: add another track",
             file=sys.stderr,
         )
     tracks = len({pair.track.source for pair in selection.val})

@@ -27,7 +27,7 @@ class Selection:
     skipped: dict[str, str] = field(default_factory=dict)  # source: reason
     not_needed: list[str] = field(default_factory=list)  # sources beyond max_pairs
     sharing: set[str] = field(default_factory=set)  # sources that have audio in common with others
-    val_seen: list[str] = field(default_factory=list)  # sources in val that belong in train, as there are no others
+    not_independent: list[str] = field(default_factory=list)  # sources in val that belong in train: no others are left
 
     @property
     def used(self) -> list[str]:
@@ -78,11 +78,9 @@ def select_pairs(
         read = workers.map(functools.partial(read_header, cut), sources)
         headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
         promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
-        known = dict(earlier.of_source)
-        found: dict[str, list[Pair]] = {}
-        selection = Selection()
+        known, found = dict(earlier.of_source), {}
+        splits, selection = known, Selection()
         tracks = selection.tracks
-        splits = known
         while True:
             capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
             val = choose_validation(capacities, max_pairs, val_pairs, [splits.get(source) for source in sources])
@@ -102,8 +100,8 @@ def select_pairs(
                     known[track.source] = split
             # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
             lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
-            owners = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
-            found, selection.skipped, links = _compare(owners, tracks)
+            order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
+            found, selection.skipped, links = _compare(order, tracks)
             splits = _tie(links, known, found, selection)
 
     ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
@@ -113,7 +111,7 @@ def select_pairs(
         split = {source: i in val for i, source in enumerate(sources)}
         selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
         selection.val = [pair for source in ready if split[source] for pair in ready[source]]
-        selection.val_seen = [source for source in ready if split[source] and splits.get(source) == "train"]
+        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == "train"]
     used = set(selection.used)
     selection.not_needed = [source for source in sources if source not in used | set(selection.skipped)]
     return selection
@@ -136,13 +134,10 @@ def _compare(
             found[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
             continue
         found[source] = usable_pairs(track, owners)
-        others = list(
-            dict.fromkeys(owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
-        )
+        others = dict.fromkeys(owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
+        links += [(other, source) for other in others]
         if not found[source]:
-            reasons[source] = f"same audio as {others[0]}" if others else track.problem
-        else:
-            links += [(other, source) for other in dict.fromkeys(others)]
+            reasons[source] = f"same audio as {next(iter(others))}" if others else track.problem
     return found, reasons, links
 
 
