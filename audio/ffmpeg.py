@@ -130,7 +130,7 @@ class FfmpegReader(AudioReader):
                     end = None if start is None else start + length_s
                     yield frame
         except av.FFmpegError as error:
-            if isinstance(error, (av.error.PatchWelcomeError, av.error.ArgumentError)):
+            if isinstance(error, av.error.PatchWelcomeError) or error.errno == errno.EINVAL:
                 self.problem = f"what follows {self._at()} is of another kind and not used"
             elif not self._is_whole():
                 self._ends_early = True
