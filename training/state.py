@@ -94,7 +94,8 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
         if saved[key] != now[key]:
             changed[name] = [saved[key], now[key]]
     if saved["data"]["hash"] != now["data"]["hash"]:
-        changed["pairs"] = [saved["data"]["pairs"], now["data"]["pairs"]]
+        old, new = saved["data"]["pairs"], now["data"]["pairs"]
+        changed["pairs"] = [old, new if new != old else f"{new} others"]
     return changed
 
 
