@@ -53,7 +53,8 @@ from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
 from common.progress import Progress
 from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
-from dataset.gathering import EarlierSplits, Selection, select_pairs
+from dataset.earlier import EarlierSplits, not_needed, report_changes
+from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources, listing, size_and_date
@@ -93,7 +94,7 @@ def create_dataset(settings: Settings) -> None:
                 print(f"{output_dir}: already complete, {len(previous.pairs)} pairs; nothing to do")
                 return
         elif previous is not None:
-            _report_changes(previous, found.files, output_dir)
+            report_changes(previous, found.files, output_dir)
         _build(found.files, recorded, previous, settings)
 
 
@@ -124,14 +125,15 @@ def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Me
     if overwrite:
         set_aside.unlink(missing_ok=True)
         return None
-    if not metadata.exists() and set_aside.exists():  # a run was killed while it replaced the dataset
-        previous = read_metadata(set_aside)
-        return previous if all(previous.settings.get(name) == recorded[name] for name in RECORDED) else None
-    if not metadata.exists():
-        if not staged_tracks(output_dir) and _pair_files(output_dir):
-            raise UserError(
-                f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
-            )
+    if metadata.exists():
+        set_aside.unlink(missing_ok=True)
+    elif set_aside.exists():  # a run was killed while it replaced the dataset
+        metadata = set_aside
+    elif not staged_tracks(output_dir) and _pair_files(output_dir):
+        raise UserError(
+            f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
+        )
+    else:
         return None
     previous = read_metadata(metadata)
     changed = [
@@ -147,27 +149,11 @@ def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Me
     return previous
 
 
-def _report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> None:
-    """Say which audio files were added or removed since; UserError if it is other music altogether."""
-    before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
-    now = {printable(source) for source in sources}
-    names = {os.path.basename(row.source) for row in previous.pairs}  # folders may have been moved
-    if 2 * len(names & {os.path.basename(source) for source in now}) < len(names) and not before & now:
-        raise UserError(
-            f"{output_dir}: a dataset of other music: most of its files are not in --input_dir; "
-            "add --overwrite or choose another --output_dir"
-        )
-    for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
-        if names:
-            more = f" and {len(names) - 5} more" if names[5:] else ""
-            print(f"{what} since: {', '.join(names[:5])}{more}", flush=True)
-    if now == before:
-        print("some audio files have changed since", flush=True)
-
-
 def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bool:
     size = 44 + 2 * settings.segment_duration * SAMPLE_RATE
-    return all(size_and_date(output_dir / name)[0] == size for name in metadata.digests)
+    return (output_dir / METADATA_NAME).exists() and all(
+        size_and_date(output_dir / name)[0] == size for name in metadata.digests
+    )
 
 
 def _pair_files(output_dir: Path) -> list[Path]:
@@ -187,7 +173,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
     cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db)
     workers = settings.num_workers or available_cores()
-    earlier = EarlierSplits.of(previous, sources)
+    earlier = EarlierSplits.of(previous) if previous else EarlierSplits()
     selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
     _report_files(selection, settings)
     if not selection.train:
@@ -223,7 +209,8 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
             path.unlink()
     for name, (track, index) in Progress().over(files.items(), len(files), "WAVs written"):
         _link(track.wav(index), output_dir / name)
-    skipped = selection.skipped | dict.fromkeys(selection.not_needed, f"not needed for {settings.max_pairs} pairs")
+    left = {source: not_needed(settings.max_pairs, split) for source, split in selection.not_needed.items()}
+    skipped = selection.skipped | left
     write_metadata(
         output_dir / METADATA_NAME,
         recorded,
@@ -288,13 +275,18 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
     if seen := selection.not_independent:
         names = ", ".join(map(printable, seen[:3])) + (", ..." if seen[3:] else "")
         print(
-            f"{where}: *** VALIDATION IS NOT INDEPENDENT: for want of others it takes {names}, which training had "
-            "before, or which has audio in common with it: add another track",
+            f"{where}: *** VALIDATION IS NOT INDEPENDENT: it takes {names}, which has audio in common with others, as "
+            "all tracks have: add another",
             file=sys.stderr,
         )
     tracks = len({pair.track.source for pair in selection.val})
     if settings.val_pairs == 0:
         warning = f"no validation split, as --val_pairs is 0 of --max_pairs {settings.max_pairs}; training needs one"
+    elif not selection.val and len(selection.used) > 1:
+        warning = (
+            "no validation split, and training needs one: all tracks were for training before. Add another track, or "
+            "add --overwrite to split anew, and train from the start"
+        )
     elif not selection.val:
         warning = "too little music for a validation split, and training needs one: add another track"
     elif len(selection.used) == 1:

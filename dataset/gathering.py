@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from common.errors import printable
 from common.progress import Progress
 from dataset.cutting import PRINTS_NAME, Cut, Workers, read_header, stage_track
-from dataset.pairs import Metadata
+from dataset.earlier import EarlierSplits
 from dataset.recordings import compare_tracks
-from dataset.selection import Pair, Track, choose_validation, plan, split_in_time, usable_pairs
+from dataset.selection import TIED, Pair, Track, choose_validation, plan, split_in_time, usable_pairs
 
 
 @dataclass
@@ -25,42 +23,13 @@ class Selection:
     val: list[Pair] = field(default_factory=list)
     tracks: dict[str, Track] = field(default_factory=dict)  # by source: all that were read
     skipped: dict[str, str] = field(default_factory=dict)  # source: reason
-    not_needed: list[str] = field(default_factory=list)  # sources beyond max_pairs
+    not_needed: dict[str, str] = field(default_factory=dict)  # sources beyond max_pairs: earlier split, or ""
     sharing: set[str] = field(default_factory=set)  # sources that have audio in common with others
-    not_independent: list[str] = field(default_factory=list)  # sources in val that belong in train: no others are left
+    not_independent: list[str] = field(default_factory=list)  # sources in val that have audio in common with train
 
     @property
     def used(self) -> list[str]:
         return list(dict.fromkeys(pair.track.source for pair in self.train + self.val))
-
-
-@dataclass(frozen=True)
-class EarlierSplits:
-    """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
-
-    of_source: dict[str, str] = field(default_factory=dict)
-    of_digest: dict[str, str] = field(default_factory=dict)  # of the segments of files that are gone: renamed?
-
-    @classmethod
-    def of(cls, previous: Metadata | None, sources: list[str]) -> EarlierSplits:
-        if previous is None:
-            return cls()
-        # Without the ending, as an MP3 may have become a FLAC. Training comes last, and holds: a track in both splits
-        # was alone, and split in time.
-        rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)
-        of_name = {os.path.splitext(row.source)[0]: row.split for row in rows}
-        names = {source: os.path.splitext(printable(source))[0] for source in sources}
-        gone = of_name.keys() - names.values()
-        rows_gone = [row for row in rows if os.path.splitext(row.source)[0] in gone]
-        return cls(
-            {source: of_name[name] for source, name in names.items() if name in of_name},
-            {previous.digests[name]: row.split for row in rows_gone for name in row.files if name in previous.digests},
-        )
-
-    def of_audio(self, track: Track) -> str | None:
-        """The split of the earlier dataset in which a track's audio stands under another name."""
-        splits = {self.of_digest[s.digest] for s in track.segments if s.digest in self.of_digest}
-        return min(splits, default=None)  # "train" before "val"
 
 
 def select_pairs(
@@ -78,9 +47,9 @@ def select_pairs(
         read = workers.map(functools.partial(read_header, cut), sources)
         headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
         promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
-        known, found = dict(earlier.of_source), {}
-        splits, selection = known, Selection()
+        selection, found = Selection(), {}
         tracks = selection.tracks
+        splits = known = earlier.known(sources, tracks)
         while True:
             capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
             val = choose_validation(capacities, max_pairs, val_pairs, [splits.get(source) for source in sources])
@@ -96,8 +65,7 @@ def select_pairs(
             staged = workers.map(functools.partial(stage_track, cut), work)
             for track in Progress().over(staged, len(work), "tracks cut"):
                 tracks[track.source] = track
-                if track.source not in known and (split := earlier.of_audio(track)):
-                    known[track.source] = split
+            known = earlier.known(sources, tracks)
             # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
             lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
             order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
@@ -111,9 +79,9 @@ def select_pairs(
         split = {source: i in val for i, source in enumerate(sources)}
         selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
         selection.val = [pair for source in ready if split[source] for pair in ready[source]]
-        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == "train"]
-    used = set(selection.used)
-    selection.not_needed = [source for source in sources if source not in used | set(selection.skipped)]
+        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == TIED]
+    accounted = {*selection.used, *selection.skipped}
+    selection.not_needed = {source: known.get(source, "") for source in sources if source not in accounted}
     return selection
 
 
@@ -155,7 +123,7 @@ def _tie(
         in_val = [source for source in link if known.get(source) == "val"]
         for source in link:
             if not in_val:
-                splits[source] = "train"
+                splits.setdefault(source, TIED)
                 selection.sharing.add(source)
             elif source not in in_val:
                 found[source] = []

@@ -35,7 +35,8 @@ IGNORED_BITS = 8  # of 32, where prints are looked up: more copies are found
 MIN_HITS = 3  # identical prints at one lag that make it worth comparing
 MAX_ALIGNMENTS = 8  # of two tracks; those with the most hits
 MAX_COMMON = 64  # a print that stands in more tracks than this says little: hum, a drum machine
-LAG_ZERO = 1 << 21  # prints: 37 h
+BLOCK = 500  # tracks that are looked up at a time, for the sake of memory
+LAG_ZERO = 1 << 21  # prints: 75 h
 
 
 class Fingerprint:
@@ -71,14 +72,14 @@ class Fingerprint:
         self._prints.append(np.where(energies[1:].sum(axis=1) > SILENT, prints, 0))
 
     def prints(self) -> np.ndarray:
-        """uint32 [about 15.6 a second]; 0 where there is silence."""
+        """uint32 [7.8 a second]; 0 where there is silence."""
         return np.concatenate([np.zeros(0, np.uint32), *self._prints])
 
 
 def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple[int, int]]]:
     """Which tracks have audio in common, by their prints.
 
-    Returns those that are the same recording as an earlier one, {index: index of the earliest}, and those (earlier,
+    Returns those that are the same recording as an earlier one, {index: index of the earlier one}, and those (earlier,
     later) that share a part. The same recording: an alignment in which they overlap by at least 12 s and half of the
     later track, and in which nearly all prints are nearly equal. A part: the same with half of the earlier track, or
     45 s anywhere. Only the alignments at which the most prints are identical are looked at.
@@ -117,16 +118,18 @@ def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
     keep = (size[group] > 1) & (size[group] <= MAX_COMMON)
     order = np.lexsort((owner[keep], value[keep]))
     value, place, owner = value[keep][order], place[keep][order], owner[keep][order]
-    keys = []
-    for distance in range(1, MAX_COMMON):
-        equal = value[distance:] == value[:-distance]
-        if not equal.any():
-            break
-        lag = place[:-distance][equal] - place[distance:][equal]
-        key = owner[:-distance][equal] << 42 | owner[distance:][equal] << 22 | lag + LAG_ZERO
-        keys += [key, key + 1]  # a cut between two frames has hits at two lags
-    key, hits = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]), return_counts=True)
-    key = key[hits >= MIN_HITS][np.argsort(-hits[hits >= MIN_HITS], kind="stable")]
+    found, counts = [], []
+    for block in range(0, len(tracks), BLOCK):
+        keys = [np.zeros(0, np.int64)]
+        for distance in range(1, MAX_COMMON):
+            equal = (value[distance:] == value[:-distance]) & (owner[:-distance] // BLOCK == block // BLOCK)
+            lag = place[:-distance][equal] - place[distance:][equal]
+            key = owner[:-distance][equal] << 42 | owner[distance:][equal] << 22 | lag + LAG_ZERO
+            keys += [key, key + 1]  # a cut between two frames has hits at two lags
+        key, hits = np.unique(np.concatenate(keys), return_counts=True)
+        found.append(key[hits >= MIN_HITS])
+        counts.append(hits[hits >= MIN_HITS])
+    key = np.concatenate(found)[np.argsort(-np.concatenate(counts), kind="stable")]
     mask = (1 << 20) - 1
     return [(int(k >> 42), int(k >> 22 & mask), int(k & (1 << 22) - 1) - LAG_ZERO) for k in key]
 

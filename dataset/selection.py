@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRACKS_FOR_A_VERDICT = 10  # what an evaluation's verdict needs
+TIED = "tied"  # instead of a split: has audio in common with another track, so both are for training
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def spread(capacities: Sequence[int], total: int) -> list[int]:
 def choose_validation(
     capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None]
 ) -> set[int]:
-    """Which tracks are for validation: none, or at least one while one is left for training.
+    """Which tracks are for validation: at least one, if there are two and not all were for training before.
 
     capacities: pairs of each track, in the order in which new ones are taken. known: the split that a track has in
-    an earlier dataset ("train", "val" or None), which it keeps: a model may have been trained on it.
+    an earlier dataset ("train" or "val"), which it keeps, as a model may have been trained on it; TIED for a track
+    that is taken only if there is no other; or None.
 
     Ten tracks where there are thirty, a third of fewer, the share val_pairs / max_pairs of many, and more if these
     have too few pairs. A track with more than half of all pairs is for training.
@@ -84,13 +86,13 @@ def choose_validation(
     pairs = min(val_pairs, round(total * part))
     val = {i for i in usable if known[i] == "val"}
     new = [i for i in usable if known[i] is None]
-    if not val and not new:  # the earlier validation tracks are gone
-        new = usable
+    if not val and not new:
+        new = [i for i in usable if known[i] == TIED]
     for i in sorted(new, key=lambda i: capacities[i] > total / 2):
         if len(val) >= tracks and sum(_val_capacities(capacities, val_pairs, val)) >= pairs:
             break
         val.add(i)
-    return val if len(val) < len(usable) else val - {max(val, key=lambda i: (known[i] is None, capacities[i]))}
+    return val if len(val) < len(usable) else val - {max(val, key=lambda i: (known[i] != "val", capacities[i]))}
 
 
 def _val_capacities(capacities: Sequence[int], val_pairs: int, val: set[int]) -> list[int]:

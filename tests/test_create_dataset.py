@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -203,8 +204,58 @@ def test_tracks_with_a_part_in_common_are_all_for_training(tmp_path, create, rng
     assert f"skipped 7.wav: shares audio with {used}" in create(tmp_path / "m", tmp_path / "d0", "--seed", 0).stderr
     for path in (tmp_path / "m").glob("[!26]*"):
         path.unlink()
-    result = create(tmp_path / "m", tmp_path / "d0", "--seed", 0)
-    assert "*** VALIDATION IS NOT INDEPENDENT" in result.stderr and sources(tmp_path / "d0", "val")
+    anew = create(tmp_path / "m", tmp_path / "d5", "--seed", 0)
+    assert "*** VALIDATION IS NOT INDEPENDENT" in anew.stderr and sources(tmp_path / "d5", "val")
+
+
+def test_what_was_trained_on_never_becomes_validation(tmp_path, create):
+    """Whatever goes: its validation tracks, its name to another, its place among --max_pairs."""
+    music, dataset = tmp_path / "m", tmp_path / "d"
+    for number in range(8):
+        write_track(music / f"{number}.wav", 4.2, seed=number)
+    create(music, dataset, "--max_pairs", 24, "--val_pairs", 6)
+    trained, val = ({d for n, d in read_metadata(dataset / "metadata.txt").digests.items() if n.startswith(split)}
+                    for split in ("train", "val"))  # fmt: skip
+
+    def val_after_a_run() -> set[str]:
+        result = create(music, dataset, "--max_pairs", 24, "--val_pairs", 6)
+        digests = read_metadata(dataset / "metadata.txt").digests
+        assert not trained & {digest for name, digest in digests.items() if name.startswith("val")}, result.stdout
+        return {digest for name, digest in digests.items() if name.startswith("val")}
+
+    one, other = (music / sources(dataset, split)[0] for split in ("train", "val"))
+    one.rename(music / "x.wav"), other.rename(one), (music / "x.wav").rename(other)
+    assert val_after_a_run() == val
+    for number in range(30, 50):  # now there are too many tracks for all to be used
+        write_track(music / f"{number}.wav", 4.2, seed=number)
+    val_after_a_run()
+    (music / "moved").mkdir()
+    for path in music.glob("*.wav"):
+        path.rename(music / "moved" / path.name)
+    val_after_a_run()
+    for name in set(sources(dataset, "val")):
+        (music / name).unlink()
+    for path in (music / "moved").glob("[3-9]?.wav"):
+        path.unlink()
+    assert val_after_a_run() == set()
+    write_track(music / "new.wav", 4.2, seed=99)
+    assert val_after_a_run() and set(sources(dataset, "val")) == {"new.wav"}
+
+
+def test_a_change_that_is_undone_after_a_kill_leaves_the_dataset_as_it_was(tmp_path, create, monkeypatch):
+    for number in range(5):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    create(tmp_path / "m", tmp_path / "d")
+    before = contents(tmp_path / "d")
+    added, killed = write_track(tmp_path / "m" / "5.wav", 4.2, seed=5), mock.Mock(side_effect=KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(create_dataset_pairs_wav, "write_metadata", killed)
+        create(tmp_path / "m", tmp_path / "d", status=130)
+    added.unlink()
+    said = create(tmp_path / "m", tmp_path / "d", "--max_pairs", 9, status=1).stderr
+    assert "made with other settings" in said
+    create(tmp_path / "m", tmp_path / "d")
+    assert contents(tmp_path / "d") == before
 
 
 def test_a_broken_copy_does_not_stand_for_the_whole_one(tmp_path, create):

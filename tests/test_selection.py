@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from dataset import gathering
 from dataset.cutting import Cut
-from dataset.gathering import EarlierSplits, Selection, select_pairs
-from dataset.selection import Segment, Track, choose_validation, plan, spread, usable_pairs
+from dataset.earlier import EarlierSplits
+from dataset.gathering import Selection, select_pairs
+from dataset.selection import TIED, Segment, Track, choose_validation, plan, spread, usable_pairs
 
 CUT = Cut("music", "staging", segment_duration=1, min_level_db=-60)
 COUNTS = st.lists(st.integers(0, 40), max_size=40)
@@ -28,13 +29,15 @@ def test_a_spread_is_as_even_as_can_be(capacities, total):
 @settings(max_examples=300)
 def test_the_validation_tracks(capacities, max_pairs, data):
     val_pairs = data.draw(st.integers(0, max_pairs - 1))
-    known = [data.draw(st.sampled_from([None, None, "train", "val"])) for _ in capacities]
+    known = [data.draw(st.sampled_from([None, None, TIED, "train", "val"])) for _ in capacities]
     val = choose_validation(capacities, max_pairs, val_pairs, known)
     usable = [i for i, capacity in enumerate(capacities) if capacity]
     new = [i for i in usable if known[i] is None]
-    assert bool(val) == (val_pairs > 0 and len(usable) > 1) and val < set(usable) | {-1}
-    if val and (new or any(known[i] == "val" for i in usable)):
-        assert not any(known[i] == "train" for i in val), "a model may have been trained on it"
+    free = [i for i in usable if known[i] != "train"]
+    assert bool(val) == (val_pairs > 0 and len(usable) > 1 and bool(free)) and val < set(usable) | {-1}
+    assert not any(known[i] == "train" for i in val), "a model may have been trained on it"
+    if new or any(known[i] == "val" for i in usable):
+        assert not any(known[i] == TIED for i in val), "it has audio in common with training"
     if len(usable) >= 30 and val_pairs >= 10 and len(new) == len(usable):
         assert len(val) >= 10
     counts = plan(capacities, max_pairs, val_pairs, val)
@@ -67,11 +70,12 @@ class Music:
         return Track(source, segments[:end], min(pairs, len(usable)), is_whole, "" if usable else "quiet")
 
     def select(self, max_pairs: int, val_pairs: int, known: dict[str, str] | None = None) -> Selection:
+        earlier = EarlierSplits({name.removesuffix(".wav"): split for name, split in (known or {}).items()})
         with (
             mock.patch.object(gathering, "stage_track", self.stage_track),
             mock.patch.object(gathering, "read_header", self.read_header),
         ):
-            return select_pairs(self.names, CUT, max_pairs, val_pairs, EarlierSplits(known or {}), num_workers=1)
+            return select_pairs(self.names, CUT, max_pairs, val_pairs, earlier, num_workers=1)
 
 
 @given(st.lists(st.lists(st.booleans() | st.just(True), max_size=30), min_size=1, max_size=12), st.data())

@@ -1,0 +1,81 @@
+"""What an earlier dataset in the same folder means for the new one: its tracks keep their splits."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import UserError, printable
+from dataset.pairs import Metadata
+from dataset.selection import Track
+
+EARLIER_SPLIT = re.compile(r"not needed for \d+ pairs; (train|val) before")
+
+
+def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> None:
+    """Say which audio files were added or removed since; UserError if it is other music altogether."""
+    before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
+    now = {printable(source) for source in sources}
+    names = {Path(row.source).stem for row in previous.pairs}  # it may have been moved, or encoded anew
+    if 2 * len(names & {Path(source).stem for source in now}) < len(names) and not before & now:
+        raise UserError(
+            f"{output_dir}: a dataset of other music: most of its files are not in --input_dir; "
+            "add --overwrite or choose another --output_dir"
+        )
+    for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
+        if names:
+            more = f" and {len(names) - 5} more" if names[5:] else ""
+            print(f"{what} since: {', '.join(names[:5])}{more}", flush=True)
+    if now == before:
+        print("some audio files have changed since", flush=True)
+
+
+@dataclass(frozen=True)
+class EarlierSplits:
+    """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
+
+    of_name: dict[str, str] = field(default_factory=dict)  # by path without its ending: an MP3 may become a FLAC
+    name_of: dict[str, str] = field(default_factory=dict)  # by digest of a segment: a file may be renamed
+
+    @classmethod
+    def of(cls, previous: Metadata) -> EarlierSplits:
+        notes = [(source, EARLIER_SPLIT.fullmatch(reason)) for source, reason in previous.skipped]
+        splits = {_name(source): note[1] for source, note in notes if note}
+        rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)
+        # Training comes last, and holds: a track in both splits was alone, and split in time.
+        splits |= {_name(row.source): row.split for row in rows}
+        files = {name: _name(row.source) for row in previous.pairs for name in row.files}
+        return cls(splits, {digest: files[name] for name, digest in previous.digests.items() if name in files})
+
+    def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
+        """The splits of those files, by their audio as far as they are read, else by their names."""
+        present, gone = {_name(source) for source in sources}, {}
+        for name in self.of_name.keys() - present:
+            gone.setdefault(os.path.basename(name), set()).add(self.of_name[name])
+        splits = {}
+        for source in sources:
+            name = _name(source)
+            if name in self.of_name:
+                splits[source] = self.of_name[name]
+            elif moved := gone.get(os.path.basename(name)):
+                splits[source] = min(moved)  # "train" before "val"
+        names = {
+            source: {self.name_of[s.digest] for s in track.segments if s.digest in self.name_of}
+            for source, track in tracks.items()
+        }
+        at_home = {_name(source) for source in tracks if _name(source) in names[source]}
+        for source in tracks:
+            if _name(source) not in at_home and (moved := names[source] - at_home):
+                splits[source] = min(self.of_name[name] for name in moved)
+        return splits
+
+
+def _name(source: str) -> str:
+    return os.path.splitext(printable(source))[0]
+
+
+def not_needed(max_pairs: int, split: str) -> str:
+    """Why a track beyond --max_pairs is not in the dataset; names its split in an earlier one, if it was there."""
+    return f"not needed for {max_pairs} pairs" + (f"; {split} before" if split else "")
