@@ -27,7 +27,7 @@ LOOP_CANDIDATES = 25  # as many as 0.5 s has multiples in 0.8 of 16 s: a period 
 LOOP_SHORTEST_S = 0.5
 LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag leaves too little to test it on
 RIDGE_FOLDS = 5
-LAST_FRAMES = 4
+LAST_FRAMES = (1, 4)  # means of so many last frames are tried as the last moment
 RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
 
 
@@ -104,7 +104,8 @@ class Fitted:
     penalty: float  # a share of the number of frames
     centre_in: torch.Tensor  # [256, T]: what ridge takes from its inputs,
     centre_out: torch.Tensor  # [128, T]: and adds to its outputs
-    fading: torch.Tensor  # [T]: the gain of the last moment
+    last_frames: int  # whose mean is the last moment: that which explains more
+    fading: torch.Tensor  # [T]: its gain
     by_position: torch.Tensor  # [128, T]: the mean output, frame by frame
     components: torch.Tensor  # [128, 128]: principal directions of outputs about μ, a column each, strongest first
     clip_ridge: ClipRidge
@@ -117,7 +118,7 @@ class Fitted:
 
     def last_moment(self, embedding: torch.Tensor) -> torch.Tensor:
         """[128, T] -> [128, T]"""
-        return (self.mean + (_last(embedding.double()) - self.mean) * self.fading).float()
+        return (self.mean + (_last(embedding.double(), self.last_frames) - self.mean) * self.fading).float()
 
 
 @dataclass
@@ -164,14 +165,19 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
     mean, std = mean.double().cpu(), std.double().cpu()
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
     folds = [_Sums() for _ in range(min(RIDGE_FOLDS, len(numbers) if len(numbers) > 1 else len(pairs)))]
-    moments, held = 0.0, 0.0  # Σ last · y by output frame, Σ |last|²
+    # By how many frames are the last moment: Σ last · y by output frame, Σ |last|².
+    moments, held = dict.fromkeys(LAST_FRAMES, 0.0), dict.fromkeys(LAST_FRAMES, 1e-12)
     for index, track in enumerate(tracks):
         source, target = pairs[index]
         x, y = _features(source, mean, std), (target.double() - mean) / std
         folds[(numbers[track] if len(numbers) > 1 else index) % len(folds)].add(x, y)
-        last = _last(x[: len(mean)])
-        moments, held = moments + (last * y).sum(dim=0), held + float(last.square().sum())
+        for count in LAST_FRAMES:
+            last = _last(x[: len(mean)], count)
+            moments[count] = moments[count] + (last * y).sum(dim=0)
+            held[count] += float(last.square().sum())
         progress(index + 1, len(tracks), "training pairs read for the rivals")
+    explained = {count: float((moments[count] ** 2).sum()) / held[count] for count in LAST_FRAMES}
+    last_frames = max(LAST_FRAMES, key=explained.get)
     total = _total(folds)
     frames = total.count * total.y.shape[1]
     strength, penalty = _best_ridge(folds) if len(folds) > 1 else (0.0, 1.0)
@@ -184,7 +190,8 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
         penalty=penalty,
         centre_in=centre_in,
         centre_out=centre_out,
-        fading=moments / max(held, 1e-12),
+        last_frames=last_frames,
+        fading=moments[last_frames] / held[last_frames],
         by_position=mean + std * total.y / total.count,
         components=torch.linalg.eigh(std * total.yy * std.T).eigenvectors.flip(1),
         clip_ridge=ClipRidge(pairs, tracks, std, progress),
@@ -197,9 +204,9 @@ def _features(embedding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) ->
     return torch.cat([x, x.mean(dim=1, keepdim=True).expand_as(x)])
 
 
-def _last(embedding: torch.Tensor) -> torch.Tensor:
-    """[128, T] -> the mean of its last frames, [128, 1]."""
-    return embedding[:, -LAST_FRAMES:].mean(dim=1, keepdim=True)
+def _last(embedding: torch.Tensor, count: int) -> torch.Tensor:
+    """[128, T] -> the mean of its last `count` frames, [128, 1]."""
+    return embedding[:, -count:].mean(dim=1, keepdim=True)
 
 
 def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[torch.Tensor]:
