@@ -41,7 +41,7 @@ class Settings:
     num_workers: int | None = setting(
         None, "processes (default: all cores given)", type=number(int, at_least=1, at_most=1024)
     )
-    overwrite: bool = setting(False, "replace a dataset made with other settings")
+    overwrite: bool = setting(False, "replace a dataset made with other settings, and split its tracks anew")
 
 
 if __name__ == "__main__":

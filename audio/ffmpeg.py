@@ -93,7 +93,7 @@ class FfmpegReader(AudioReader):
     def _decode(self) -> Iterator[av.AudioFrame]:
         """Decode up to the first damage, which `problem` then names."""
         end = packet_end = None  # s: of the last frame by its time stamp; bytes: of the last packet in the file
-        in_tag, padding = False, None
+        in_tag, pending = False, None
         try:
             for packet in self._container.demux(self._stream):
                 if packet_end is None and self._container.format.name == "mp3":
@@ -105,17 +105,19 @@ class FfmpegReader(AudioReader):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
-                    # A capture may begin in the middle of a frame. No damage: tags, whatever is in them, and zeros
-                    # behind the last frame.
+                    # No damage: half a frame where a capture begins; tags, and what stands between two joined files;
+                    # zeros, or anything behind the stated end, if no sound follows.
                     content = bytes(packet)
                     in_tag = in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
-                    padding = None if content.strip(b"\0") else error
-                    if self._decoded_s and not in_tag and not padding and not self._is_whole():
-                        raise
+                    at_border = not self._decoded_s or abs(self._promised_s - self._decoded_s) <= LENGTH_SLACK_S
+                    if not in_tag and not at_border:
+                        if content.strip(b"\0") and not self._is_whole():
+                            raise
+                        pending = error
                     end = None  # what was not decoded counts in the time stamps
                     continue
-                if frames and padding:
-                    raise padding
+                if frames and pending:
+                    raise pending
                 in_tag = False
                 for frame in frames:
                     start, length_s = frame.time, frame.samples / frame.sample_rate
@@ -132,7 +134,7 @@ class FfmpegReader(AudioReader):
         except av.FFmpegError as error:
             if isinstance(error, av.error.PatchWelcomeError) or error.errno == errno.EINVAL:
                 self.problem = f"what follows {self._at()} is of another kind and not used"
-            elif not self._is_whole():
+            elif error is pending or not self._is_whole():
                 self._ends_early = True
                 reason = error.strerror if error.errno == errno.EIO else "damaged"
                 self.problem = f"{reason} at {self._at()}; nothing after that is used"

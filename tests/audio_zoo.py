@@ -190,6 +190,12 @@ if FFMPEG:
     add("joined.mp3", put(lambda: encode("mp3", *MP3) + END_TAG + tag(60) + encode("mp3", *MP3)), 23.9, **LOSSY)
     add("mono, then stereo.mp3", put(lambda: bare("-ac", "1") + bare()), 23.9, **LOSSY)
     changes = {"says": "changes to 48000 Hz at 12.0", **LOSSY}
+    add("joined, zeros in the second.mp3", put(lambda: encode("mp3", *MP3) + overwritten(encode("mp3", *MP3), 0.5,
+        bytes(4000))), 17.9, says="damaged at 18.0", **LOSSY)  # fmt: skip
+    add("joined, noise in the second.mp3", put(lambda: encode("mp3", *MP3) + overwritten(encode("mp3", *MP3), 0.5,
+        noise(3000))), 17.9, says="damaged at 18.0", **LOSSY)  # fmt: skip
+    add("zeros between two.mp3", put(lambda: encode("mp3", *MP3) + bytes(3000) + encode("mp3", *MP3)), 23.9, **LOSSY)
+    add("zeros in front.mp3", put(lambda: bytes(3000) + bare()), 11.9, **LOSSY)
     add("changes rate.mp3", put(lambda: bare() + tag(60) + bare(rate=48000)), 23.8, **changes)
     whole = functools.partial(encode, "mp3", *MP3)
     add("cut between frames.mp3", put(lambda: whole()[: frames(whole())[300]]), 7.7, says="cut off at 7.7", **LOSSY)

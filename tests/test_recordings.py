@@ -63,12 +63,12 @@ def test_a_cut_copy_is_recognised_wherever_it_begins(songs, rng):
 
 @pytest.mark.parametrize("seconds", [30, 60])
 def test_a_part_in_common_is_noticed(rng, seconds):
-    """A minute of a song in a medley, another of it in a long mix, wherever it stands and whatever surrounds it."""
+    """A minute of a song in a medley, wherever it stands and whatever surrounds it."""
     songs = [noise(rng, 150 * SAMPLE_RATE)[:, 0] for _ in range(3)]
     at, to = rng.integers(0, (150 - seconds) * SAMPLE_RATE, 2)
     part = songs[1][at : at + seconds * SAMPLE_RATE]
-    medley = np.concatenate([songs[0][:to] + 0, 0.5 * part, songs[2][to:]])
-    medley[:to], medley[to + len(part) :] = medley[:to][::-1], medley[to + len(part) :][::-1]
+    around = noise(rng, 150 * SAMPLE_RATE)[:, 0]
+    medley = np.concatenate([around[:to], 0.5 * part, around[to:]])
     repeats, sharing = compare_tracks([prints_of(song) for song in [*songs, medley]])
     assert repeats == {} and sharing == ([(1, 3)] if seconds == 60 else [])
 
