@@ -14,7 +14,9 @@ or checkpoints_simple/metrics.jsonl.
 from __future__ import annotations
 
 import logging
+import multiprocessing.resource_tracker
 import os
+import signal
 import socket
 import sys
 import threading
@@ -36,7 +38,7 @@ from tqdm import tqdm
 
 from audio.weights import find_weights
 from common.devices import pick_device
-from common.errors import UserError, is_bug, print_error, print_interrupt, run_script
+from common.errors import UserError, hold_interrupt, is_bug, print_error, print_interrupt, run_script
 from common.files import check_output_folder
 from dataset.pairs import METADATA_NAME, find_pairs
 from dataset_wav_pairs import CACHE_NAME
@@ -99,16 +101,21 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
         port = probe.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
-    started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
+    started = None
     try:
+        multiprocessing.resource_tracker.ensure_running()  # starting it would unblock SIGINT
+        with hold_interrupt():  # the processes import torch first, and would print a traceback each
+            started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
         while not started.join(grace_period=5):
             pass
     except torch.multiprocessing.ProcessExitedException as error:  # it has printed its reason
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    except KeyboardInterrupt:  # which the processes hear too, as it comes from the terminal
-        for process in started.processes:
+    except KeyboardInterrupt as interrupt:  # the processes get it too, as it comes from the terminal
+        for process in started.processes if started else []:
             process.join(timeout=5)
             process.terminate()
+        if not started or started.processes[0].exitcode != 130:  # the first process has not said so itself
+            print_interrupt(interrupt)
         return 130
     return 0
 
@@ -148,6 +155,7 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
         sys.stdout.reconfigure(errors="backslashreplace")
     tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, outlives a killed one
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see start_processes
         train_worker(config, local_rank, rank, world_size, on_node)
     except (UserError, OSError) as error:
         if is_bug(error):
@@ -159,7 +167,7 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
     except KeyboardInterrupt as interrupt:
         if rank == 0:
             print_interrupt(interrupt)
-        sys.exit(130)
+        leave_at_once(130)
     except RuntimeError as error:
         # Another process has ended and broken the connection: its reason counts, and the launcher ends this one.
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
@@ -167,11 +175,11 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
         raise
 
 
-def leave_at_once() -> None:
+def leave_at_once(status: int = 0) -> None:
     """End this process: at the interpreter's end torch's threads now and then abort one whose work is done."""
     if sys.stdout:
         sys.stdout.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import getpass
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its status; a `UserError` or `OSError` becomes one line and status 1."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    _ensure_user_name()
     try:
         status = main() or 0
     except (UserError, OSError) as error:
@@ -33,6 +36,14 @@ def run_script(main: Callable[[], int | None]) -> None:
         print_interrupt(interrupt)
         status = 130
     sys.exit(status)
+
+
+def _ensure_user_name() -> None:
+    """Name a user who has no passwd entry (`docker run -u 12345`): torch.optim asks for the name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def is_bug(error: Exception) -> bool:
@@ -62,6 +73,16 @@ def printable(name: str | bytes | os.PathLike) -> str:
     """A file name as one line of valid UTF-8; undecodable bytes, tabs and newlines are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def hold_interrupt() -> Iterator[None]:
+    """Delay Ctrl-C until the block ends. Processes started within never see it, unless they unblock SIGINT."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def run(capfd):
 
 def one_line(stderr: str, says: str = "") -> str:
     """The only line of an error, which must contain `says`; the banner of an untrained codec does not count."""
-    lines = [line for line in stderr.splitlines() if not line.startswith(("***", "[Gloo]"))]
+    lines = [line for line in stderr.splitlines() if not line.startswith("***")]
     assert len(lines) == 1 and ": error: " in lines[0] and says in lines[0], f"expected one line, {says!r}:\n{stderr}"
     return lines[0]
 

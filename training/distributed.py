@@ -1,9 +1,11 @@
-"""torch.distributed for any number of processes: alone, every function here does the obvious thing."""
+"""torch.distributed helpers that also work in a single process."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import os
+import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -27,10 +29,28 @@ def process_group(rank: int, world_size: int, device: torch.device) -> Iterator[
     """Join the other processes at MASTER_ADDR:MASTER_PORT for the time of the block; alone there is no group."""
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
+        with _stdout_discarded():  # Gloo prints "Rank 0 is connected to ...", and has no switch for it
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
     yield
     if world_size > 1:  # not after an error: the others may be waiting in a collective
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stdout_discarded() -> Iterator[None]:
+    """Discard what C++ code prints to file descriptor 1."""
+    if sys.stdout is None:  # closed: the descriptor may be another file's
+        yield
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
