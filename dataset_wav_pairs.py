@@ -35,8 +35,8 @@ from common.files import check_output_folder, remove_partial_files
 from common.machine import available_cores
 from common.progress import Progress
 from dataset.cache import EmbeddingCache
-from dataset.pairs import find_pairs
-from dataset.segments import READERS, SplitSegments
+from dataset.pairs import METADATA_NAME, find_pairs
+from dataset.segments import READERS, SplitSegments, confirm_metadata
 from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
@@ -288,6 +288,7 @@ def main() -> int:
     if codec.banner:
         print(codec.banner)
     datasets = [WavPairsDataset(split, codec, settings.cache_dir) for split in splits]
+    confirm_metadata([dataset.segments for dataset in datasets], Path(settings.dataset_dir, METADATA_NAME))
     prepare_cache(datasets)
     for dataset in datasets:
         shape = tuple(dataset[0][0].shape)

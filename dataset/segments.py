@@ -4,6 +4,7 @@ without reading a sample."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class SplitSegments:
         seconds = int(metadata.settings.get("segment_duration", 0))
         self.num_samples = seconds * sample_rate or read_header(self.path(0), sample_rate)
         self.tracks = {row.source for row in metadata.pairs if row.split == split_dir.name}
+        self.changed_ns = 0  # the last change of any of the WAVs
         self.digests = self._digests(metadata, written_ns, sample_rate)
         self.predecessors = self._predecessors(metadata, split_dir.name, self.num_samples // sample_rate)
 
@@ -52,18 +54,25 @@ class SplitSegments:
         return samples
 
     def _digests(self, metadata: Metadata, written_ns: int, sample_rate: int) -> np.ndarray:
-        """A WAV that is newer than metadata.txt, or of another size, is read; of the rest metadata.txt knows."""
+        """WAVs that are newer than metadata.txt, or of another size, are read; metadata.txt knows the others.
+
+        `cp -p` and `rsync -a` set an older modification date, but nothing sets the date of the inode's last change.
+        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it.
+        """
         size = WAV_HEADER_BYTES + 2 * self.num_samples
         digests = np.zeros(2 * len(self.pairs), "S32")
-        unknown = []
+        unknown, listed = [], []
         for wav in range(len(digests)):
             path = self.path(wav)
             known = metadata.digests.get(f"{path.parent.name}/{path.name}")
             about = os.stat(path)
-            if known and about.st_size == size and about.st_mtime_ns <= written_ns:
+            changed_ns = max(about.st_mtime_ns, about.st_ctime_ns)
+            self.changed_ns = max(self.changed_ns, changed_ns)
+            if known and about.st_size == size and changed_ns <= written_ns:
                 digests[wav] = known
             else:
                 unknown.append(wav)
+            listed.append(known or "")
 
         def examine(wav: int) -> str:
             read_header(self.path(wav), sample_rate)
@@ -72,6 +81,7 @@ class SplitSegments:
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
             for wav, digest in zip(unknown, pool.map(examine, unknown), strict=True):
                 digests[wav] = digest
+        self.is_as_listed = digests.tolist() == [digest.encode() for digest in listed]
         return digests
 
     def _predecessors(self, metadata: Metadata, split: str, seconds: int) -> np.ndarray:
@@ -88,3 +98,11 @@ class SplitSegments:
         for row, pair in rows:
             predecessors[2 * pair] = at.get((row.source, row.start_s - seconds), -1)
         return predecessors
+
+
+def confirm_metadata(splits: list[SplitSegments], path: Path) -> None:
+    """Date the metadata.txt at `path` after all WAVs of its splits if they hold the audio that it lists."""
+    if path.exists() and all(split.is_as_listed for split in splits):
+        newest_ns = max([path.stat().st_mtime_ns, *(split.changed_ns for split in splits)])
+        with contextlib.suppress(OSError):  # read-only
+            os.utime(path, ns=(newest_ns, newest_ns))

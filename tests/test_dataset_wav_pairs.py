@@ -3,18 +3,19 @@
 import errno
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import noise, write_track
+from conftest import UNTRAINED, main_of, noise, write_track
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from dataset import segments
 from dataset.cache import EmbeddingCache
-from dataset.pairs import read_metadata
+from dataset.pairs import read_metadata, read_pcm16
 from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
 
 
@@ -147,6 +148,20 @@ def test_a_moved_dataset_needs_no_encoding(copy, counted):
     assert counted.sizes == []
 
 
+def test_a_wav_replaced_by_an_older_one_has_another_embedding(small_dataset, copy, codec):
+    """`cp -p` and `rsync -a` keep the old date."""
+    assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
+    before = WavPairsDataset(copy / "train", codec).keys
+    old, other = small_dataset / "train/pair_0003_input.wav", copy / "train/pair_0009_input.wav"
+    os.utime(shutil.copy(old, copy.parent / "older.wav"), (1e9, 1e9))
+    subprocess.run(["cp", "-p", copy.parent / "older.wav", other], check=True)
+    dataset = WavPairsDataset(copy / "train", codec)
+    assert other.stat().st_mtime == 1e9 and dataset.keys[9][0] != before[9][0]
+    np.testing.assert_array_equal(dataset.segments.read(18), read_pcm16(old))
+    assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
+    assert WavPairsDataset(copy / "train", codec).keys == dataset.keys, "metadata.txt must not be trusted again"
+
+
 def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
     """metadata.txt knows the audio; only a WAV that is newer than it, or of another size, is read."""
     read, wavs = segments.read_pcm16, []
@@ -157,6 +172,8 @@ def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
         prepare_cache([WavPairsDataset(copy / split, codec) for split in ("train", "val")])
         return sorted(set(wavs))
 
+    assert len(start()) == len(start()) == 44, "a copy may hold other audio"
+    assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     assert start() == []
     newer = (copy / "metadata.txt").stat().st_mtime_ns + 1
     os.utime(copy / "train" / "pair_0005_output.wav", ns=(newer, newer))
