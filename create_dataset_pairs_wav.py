@@ -52,7 +52,7 @@ from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
 from common.progress import Progress
-from dataset.cutting import STAGING_NAME, Cut, remove_staged, staged_tracks
+from dataset.cutting import CHANGED, STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.earlier import EarlierSplits, not_needed, report_changes
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
@@ -61,6 +61,7 @@ from dataset.sources import find_sources, listing, size_and_date
 
 RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
+MOST_LINES = 5  # about files with the same problem
 PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
 
 
@@ -179,14 +180,26 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():
             remove_staged(output_dir)
-        first = "; ".join(f"{printable(source)}: {reason}" for source, reason in list(selection.skipped.items())[:3])
         raise UserError(
-            f"--input_dir {input_dir}: {len(sources)} audio files, but no usable pair of "
-            f"{settings.segment_duration} s segments ({first})"
+            f"--input_dir {input_dir}: no usable pair of {settings.segment_duration} s segments in {len(sources)} "
+            f"audio files, for the reasons above{_shorter_segments(selection, settings)}"
         )
+    # A file that changed meanwhile stays out of the listing, so that the next run does not call this complete.
+    finished = [source for source in sources if selection.skipped.get(source) != CHANGED]
+    recorded["input_files"] = listing(input_dir, sorted(finished, key=os.fsencode))
     _write(selection, recorded, settings)
     remove_staged(output_dir)
+    os.utime(output_dir / METADATA_NAME)  # removing the staged links changed the WAVs' inodes (dataset/segments.py)
     _report_dataset(selection, settings)
+
+
+def _shorter_segments(selection: Selection, settings: Settings) -> str:
+    """The remedy where most files are too short for a pair: half the duration, or a quarter, and so on."""
+    lengths_s = sorted(filter(None, selection.lengths_s.values()))
+    fitting = settings.segment_duration
+    while lengths_s and lengths_s[len(lengths_s) // 2] < 2 * fitting and fitting > 1:
+        fitting //= 2
+    return f"; most are shorter than a pair: add --segment_duration {fitting}" * (fitting < settings.segment_duration)
 
 
 def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -> None:
@@ -238,8 +251,8 @@ def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
     chosen = selection.train + selection.val
     written = {(pair.track.source, k): pair.track.segments[k] for pair in chosen for k in (pair.index, pair.index + 1)}
     read = [segment for track in selection.tracks.values() for segment in track.segments]
-    damaged = sum(bool(selection.tracks[source].problem) for source in selection.used)
     files = len(selection.used) + len(selection.skipped) + len(selection.not_needed)
+    damaged = {f"note {printable(source)}": printable(problem) for source, problem in _damaged(selection).items()}
     return {
         "pairs": f"{len(chosen)} ({len(selection.train)} train, {len(selection.val)} val)",
         "tracks": f"{len(selection.used)} of {files}",
@@ -248,17 +261,43 @@ def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
         "non_finite_segments": str(sum(not segment.digest for segment in read)),
         "clipped_samples": str(sum(segment.clipped for segment in written.values())),
         "skipped_files": str(len(selection.skipped)),
-        "damaged_files": str(damaged),
-    }
+        "damaged_files": str(len(damaged)),
+    } | damaged
+
+
+def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
+    """A line for each file on stderr; one for all of them where more than five have a reason of the same kind."""
+    groups: dict[str, list[str]] = {}
+    for source, reason in sorted(reasons.items()):
+        kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)| \([^()]*\)$", "...", reason)
+        groups.setdefault(kind, []).append(source)
+    for sources in groups.values():
+        if len(sources) <= MOST_LINES:
+            for source in sources:
+                print(f"{what} {printable(source)}: {printable(reasons[source])}", file=sys.stderr)
+        else:
+            print(
+                f"{what} {len(sources)} files like {printable(sources[0])}: {printable(reasons[sources[0]])}; also "
+                f"{printable(sources[1])}, {printable(sources[2])}, ...{where}",
+                file=sys.stderr,
+            )
+
+
+def _damaged(selection: Selection) -> dict[str, str]:
+    """What is not whole in the files that are used."""
+    return {source: problem for source in selection.used if (problem := selection.tracks[source].problem)}
 
 
 def _report_files(selection: Selection, settings: Settings) -> None:
-    """A line for each file that is not used, or not whole."""
-    for source, reason in sorted(selection.skipped.items()):
-        print(f"skipped {printable(source)}: {printable(reason)}", file=sys.stderr)
-    for source in sorted(selection.used):
-        if problem := selection.tracks[source].problem:
-            print(f"note {printable(source)}: {problem}", file=sys.stderr)
+    """Name the files that are not used, or not whole."""
+    where = f" ({METADATA_NAME} lists all)" if selection.train else ""
+    _print_grouped("skipped", selection.skipped, where)
+    _print_grouped("note", _damaged(selection), where)
+    if selection.songs:
+        print(
+            f"{len(selection.songs)} files are named as stems of {len(set(selection.songs.values()))} songs: the stems "
+            "of a song are kept in one split"
+        )
     if selection.sharing:
         print(f"{len(selection.sharing)} tracks have audio in common with another, and are all for training")
     if selection.not_needed:
@@ -284,8 +323,8 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
         warning = f"no validation split, as --val_pairs is 0 of --max_pairs {settings.max_pairs}; training needs one"
     elif not selection.val and len(selection.used) > 1:
         warning = (
-            "no validation split, and training needs one: all tracks were for training before. Add another track, or "
-            "add --overwrite to split anew, and train from the start"
+            "no validation split, and training needs one: all tracks are stems of one song, or were for training "
+            "before. Add another track, or split them again with --overwrite and train from the start"
         )
     elif not selection.val:
         warning = "too little music for a validation split, and training needs one: add another track"

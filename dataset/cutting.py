@@ -33,6 +33,7 @@ from dataset.selection import Segment, Track
 
 STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
+CHANGED = "changed while it was read; run this again when it is complete"
 LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
 
 A, B = TypeVar("A"), TypeVar("B")
@@ -90,7 +91,7 @@ def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:
     segments, staged_pairs, is_whole, problem = _cut(cut, path, pairs, partial)
     if _staging_key(cut, source, pairs) != key:
         segments, staged_pairs, is_whole = [], 0, True
-        problem = "changed while it was read; run again when it is complete"
+        problem = CHANGED
     record = {"segments": [asdict(s) for s in segments], "staged_pairs": staged_pairs, "is_whole": is_whole}
     _write(partial / "track.json", json.dumps(record | {"problem": problem}).encode())
     shutil.rmtree(final, ignore_errors=True)
@@ -130,7 +131,7 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
     if broken := sum(not segment.digest for segment in segments):
         problems.append(f"segments with NaN or samples beyond {MAX_SAMPLE:.0f} times full scale, left out: {broken}")
     if len(segments) < 2:
-        problems.append(f"{seconds:.1f} s long; a pair needs {2 * cut.segment_duration} s")
+        problems.append(f"shorter than the {2 * cut.segment_duration} s of a pair ({seconds:.1f} s)")
     elif written == 0:
         cancel, quiet = "its channels cancel: their mean is silence", "no two neighbouring segments are loud enough"
         problems.append(cancel if audio.channels_cancel else quiet)

@@ -12,7 +12,8 @@ from common.progress import Progress
 from dataset.cutting import PRINTS_NAME, Cut, Workers, read_header, stage_track
 from dataset.earlier import EarlierSplits
 from dataset.recordings import compare_tracks
-from dataset.selection import TIED, Pair, Track, choose_validation, plan, split_in_time, usable_pairs
+from dataset.selection import TIED, Pair, Track, choose_validation_songs, plan, split_in_time, usable_pairs
+from dataset.stems import songs_of_stems
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Selection:
     skipped: dict[str, str] = field(default_factory=dict)  # source: reason
     not_needed: dict[str, str] = field(default_factory=dict)  # sources beyond max_pairs: earlier split, or ""
     sharing: set[str] = field(default_factory=set)  # sources that have audio in common with others
+    lengths_s: dict[str, float] = field(default_factory=dict)  # by source, from the headers; 0 if unknown
+    songs: dict[str, str] = field(default_factory=dict)  # the songs of those sources that are stems
     not_independent: list[str] = field(default_factory=list)  # sources in val that have audio in common with train
 
     @property
@@ -47,12 +50,14 @@ def select_pairs(
         read = workers.map(functools.partial(read_header, cut), sources)
         headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
         promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
-        selection, found = Selection(), {}
+        lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
+        selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
         tracks = selection.tracks
         splits = known = earlier.known(sources, tracks)
         while True:
             capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
-            val = choose_validation(capacities, max_pairs, val_pairs, [splits.get(source) for source in sources])
+            songs = [selection.songs.get(source, source) for source in sources]
+            val = choose_validation_songs(capacities, max_pairs, val_pairs, [*map(splits.get, sources)], songs)
             counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
             if sum(map(bool, capacities)) == 1:
                 counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
@@ -114,9 +119,11 @@ def _tie(
 ) -> dict[str, str]:
     """The splits of the tracks that may not be chosen freely: the known ones, and those with a part in common.
 
-    The latter are for training; one that shares audio with an earlier dataset's validation is left out.
+    The latter are for training; one that shares audio with an earlier dataset's validation is left out. Stems of one
+    song stay together in any case.
     """
     splits, selection.sharing = dict(known), set()
+    links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]
     for link in sorted(links, key=lambda link: "val" not in map(known.get, link)):
         if not all(found[source] for source in link):
             continue

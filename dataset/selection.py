@@ -66,6 +66,26 @@ def spread(capacities: Sequence[int], total: int) -> list[int]:
     return counts
 
 
+def choose_validation_songs(
+    capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None], songs: Sequence[str]
+) -> set[int]:
+    """`choose_validation` for tracks of which several can belong to one song, all in one split.
+
+    songs: the song of each track. A track that an earlier dataset has keeps its split even so.
+    """
+    numbers = {song: number for number, song in enumerate(dict.fromkeys(songs))}
+    totals, splits = [0] * len(numbers), [None] * len(numbers)
+    for song, capacity, split in zip(songs, capacities, known, strict=True):
+        totals[numbers[song]] += capacity
+        splits[numbers[song]] = max(splits[numbers[song]], split, key=[None, TIED, "train", "val"].index)
+    chosen = choose_validation(totals, max_pairs, val_pairs, splits)
+    return {
+        track
+        for track, (song, split) in enumerate(zip(songs, known, strict=True))
+        if numbers[song] in chosen and split != "train" and capacities[track]
+    }
+
+
 def choose_validation(
     capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None]
 ) -> set[int]:

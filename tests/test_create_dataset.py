@@ -23,6 +23,7 @@ from audio.segments import write_wav
 from common.errors import UserError
 from dataset import cutting
 from dataset.pairs import digest_of, read_metadata
+from dataset.stems import songs_of_stems
 
 SCRIPT = "create_dataset_pairs_wav.py"
 
@@ -52,7 +53,7 @@ def sources(dataset: Path, split: str) -> list[str]:
 
 
 def test_pairs_are_the_whole_tracks_samples(tmp_path, rng, run):
-    """16 s at 44.1 kHz stereo, against torchaudio on the whole track; a single track is said to be one."""
+    """16 s at 44.1 kHz stereo, against the whole track resampled in one piece."""
     audio = noise(rng, int(50.5 * 44100), 2)
     soundfile.write(tmp_path / "song.wav", audio, 44100, subtype="FLOAT")
     result = run(SCRIPT, "--input_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_workers", 1)
@@ -319,8 +320,8 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     metadata = read_metadata(tmp_path / "d/metadata.txt")
     skipped = dict(metadata.skipped)
     reasons = {"silent.wav": "no two neighbouring segments are loud enough", "text.mp3": "not readable as audio",
-               "short.wav": "1.9 s long; a pair needs 2 s", "empty.wav": "empty file", "pipe.wav": "not a regular file",
-               "opposite.wav": "its channels cancel"}  # fmt: skip
+               "short.wav": "shorter than the 2 s of a pair (1.9 s)", "empty.wav": "empty file",
+               "pipe.wav": "not a regular file", "opposite.wav": "its channels cancel"}  # fmt: skip
     duplicate = ({"good.wav", "good again.wav"} & set(skipped)).pop()
     assert set(skipped) == {*reasons, duplicate} and "same audio as" in skipped[duplicate]
     for name, reason in reasons.items():
@@ -351,6 +352,83 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, 
     monkeypatch.setattr(cutting, "_write", real)
     write_track(path, 3, seed=1)
     assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "the completed file is read again"
+
+
+def test_a_file_that_changed_while_it_was_read_is_taken_by_the_next_run(tmp_path, create, monkeypatch):
+    """A new hard link or other permissions change neither its size nor its date."""
+    for number in range(3):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    real = cutting._cut
+
+    def meanwhile(cut: cutting.Cut, path: Path, *args: object) -> object:
+        if path.name == "1.wav":
+            path.chmod(0o600)
+        return real(cut, path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cutting, "_cut", meanwhile)
+        said = create(tmp_path / "m", tmp_path / "d").stderr
+    assert "skipped 1.wav: changed while it was read; run this again when it is complete\n" in said
+    create(tmp_path / "m", tmp_path / "d")
+    assert "1.wav" in sources(tmp_path / "d", "train") + sources(tmp_path / "d", "val")
+    assert "already complete" in create(tmp_path / "m", tmp_path / "d").stdout
+
+
+def test_files_with_the_same_problem_share_a_line(tmp_path, create):
+    for number in range(4):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    for number in range(10, 17):
+        write_track(tmp_path / "m" / f"{number}.wav", 1.1 + number / 100, seed=number)
+        whole = write_track(tmp_path / "m" / f"cut {number}.wav", 6, seed=100 + number)
+        whole.write_bytes(whole.read_bytes()[: -1000 * number])
+    said = create(tmp_path / "m", tmp_path / "d").stderr.splitlines()
+    line = "skipped 7 files like 10.wav: shorter than the 2 s of a pair (1.2 s); also 11.wav, 12.wav, ..."
+    assert f"{line} (metadata.txt lists all)" in said
+    assert len([line for line in said if line.startswith("note 7 files like cut 10.wav: cut off at ")]) == 1
+    metadata = read_metadata(tmp_path / "d/metadata.txt")
+    assert len(metadata.skipped) == 7 and sum(key.startswith("note cut 1") for key in metadata.settings) == 7
+
+
+def test_clips_too_short_for_a_pair_name_the_remedy(tmp_path, run):
+    """As in GTZAN and FMA, whose clips are 30 s long."""
+    for number in range(5):
+        write_track(tmp_path / "m" / f"{number}.wav", 30 if number else 3, seed=number)
+    args = ("--input_dir", tmp_path / "m", "--output_dir", tmp_path / "d", "--num_workers", 1)
+    said = run(SCRIPT, *args, status=1).stderr
+    assert said.splitlines()[-1].endswith("; most are shorter than a pair: add --segment_duration 8")
+    run(SCRIPT, *args, "--segment_duration", 8)
+    assert len(read_metadata(tmp_path / "d/metadata.txt").pairs) == 8
+
+
+STEMS = ("mixture", "drums", "bass", "vocals", "other")
+
+
+@pytest.mark.parametrize(
+    "layout", ["{song}/{stem}.wav", "{song} - {stem}.wav", "{song}_STEMS/{song}_STEM_{number:02}.wav"]
+)
+def test_the_stems_of_a_song_are_in_one_split(tmp_path, create, seed, layout):
+    for song in range(12):
+        for number, stem in enumerate(STEMS):
+            name = layout.format(song=f"Song {song}", stem=stem, number=number)
+            write_track(tmp_path / "m" / name, 4.2, seed=10 * song + number)
+    write_track(tmp_path / "m" / "Song 3.wav", 4.2, seed=1000)  # the mix
+    result = create(tmp_path / "m", tmp_path / "d", "--seed", seed)
+    assert "61 files are named as stems of 12 songs: the stems of a song are kept in one split" in result.stdout
+    train, val = ({name.replace("_", "/")[:7] for name in sources(tmp_path / "d", split)} for split in ("train", "val"))
+    assert len(train | val) >= 12 and len(val) >= 4
+    songs = [{name[:7].rstrip(" ./-_") for name in names} for names in (train, val)]
+    assert not songs[0] & songs[1], f"seed {seed}"
+    assert "NOT INDEPENDENT" not in result.stderr
+
+
+def test_names_of_stems():
+    assert songs_of_stems(["a/drums.wav", "a/Bass 2.flac", "b/bass.wav", "Mix 1.mp3", "Mix 2.mp3", "a.ogg"]) == {
+        "a/drums.wav": "a", "a/Bass 2.flac": "a", "a.ogg": "a"
+    }  # fmt: skip
+    assert songs_of_stems(["x/Song (no_vocals).wav", "y/song (Vocals).wav", "y/Sing (Vocals).wav"]).keys() == {
+        "x/Song (no_vocals).wav", "y/song (Vocals).wav"
+    }  # fmt: skip
+    assert songs_of_stems(["contrabass.wav", "drumsolo.wav", "remix.wav", "The Bass.mp3", "Bass.mp3"]) == {}
 
 
 @pytest.mark.parametrize("copy", ["later.wav", "small.mp3"])
@@ -397,7 +475,7 @@ def test_nothing_usable_is_an_error(tmp_path, create, fails):
     fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="no audio files")
     write_track(tmp_path / "m" / "short.wav", 1.5, seed=0)
     result = create(tmp_path / "m", tmp_path / "d", status=1)
-    assert "no usable pair" in result.stderr and "short.wav: 1.5 s long" in result.stderr
+    assert "no usable pair" in result.stderr and "short.wav: shorter than the 2 s of a pair (1.5 s)" in result.stderr
     assert not (tmp_path / "d" / "metadata.txt").exists()
 
 
