@@ -37,6 +37,7 @@ class Settings:
     min_level_db: float = setting(
         -60.0, "a segment with less RMS about its mean, in dBFS, is left out", type=number(float, at_most=0)
     )
+    sample_rate: int = setting(24000, "Hz, the codec's", type=number(int, at_least=4000, at_most=192000))
     seed: int = seed_setting("the choice of validation tracks")
     num_workers: int | None = setting(
         None, "processes (default: all cores given)", type=number(int, at_least=1, at_most=1024)
@@ -47,7 +48,6 @@ class Settings:
 if __name__ == "__main__":
     answer_early(Settings, __doc__)
 
-from audio.segments import SAMPLE_RATE
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
@@ -59,7 +59,14 @@ from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources, listing, size_and_date
 
-RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "seed")  # what makes another dataset
+RECORDED = (
+    "segment_duration",
+    "max_pairs",
+    "val_pairs",
+    "min_level_db",
+    "sample_rate",
+    "seed",
+)  # what makes another dataset
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
 MOST_LINES = 5  # about files with the same problem
 PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
@@ -83,7 +90,6 @@ def create_dataset(settings: Settings) -> None:
     if not found.files:
         raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
-    recorded["sample_rate"] = str(SAMPLE_RATE)
     recorded["input_files"] = listing(input_dir, found.files)
 
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -151,7 +157,7 @@ def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Me
 
 
 def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bool:
-    size = 44 + 2 * settings.segment_duration * SAMPLE_RATE
+    size = 44 + 2 * settings.segment_duration * settings.sample_rate
     return (output_dir / METADATA_NAME).exists() and all(
         size_and_date(output_dir / name)[0] == size for name in metadata.digests
     )
@@ -172,7 +178,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     # By a hash, so that a file more does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
-    cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db)
+    cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate)
     workers = settings.num_workers or available_cores()
     earlier = EarlierSplits.of(previous) if previous else EarlierSplits()
     selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)

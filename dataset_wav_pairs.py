@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec, load_frozen_encodec
+from audio.codec import Codec
+from audio.frozen_encodec import load_frozen_encodec
 from common.arguments import cache_setting, dataset_setting, device_setting, parse_settings, weights_setting
 from common.devices import free_memory, pick_device
 from common.errors import UserError, run_script
@@ -40,15 +41,14 @@ from dataset.segments import READERS, SplitSegments, confirm_metadata
 from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
-CONTEXT_FRAMES = 75  # one second: from there on the codec's start-up is over (README, "Departures", 2)
 CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
 
 
 class WavPairsDataset(Dataset):
     """Pairs of consecutive segments as embeddings.
 
-    `dataset[i]` is `(input_embedding, output_embedding)`, float32 [128, frames] each (1200 frames
-    for 16 s), on the CPU.
+    `dataset[i]` is `(input_embedding, output_embedding)`, float32 [C, frames] each (EnCodec: [128, 1200] for 16 s), on
+    the CPU.
 
     split_dir: folder with pair_NNNN_input.wav and pair_NNNN_output.wav.
     cache_dir: where embeddings are kept (default: .embedding_cache beside the split's folder).
@@ -62,7 +62,7 @@ class WavPairsDataset(Dataset):
     def __init__(
         self,
         split_dir: str | os.PathLike,
-        codec: FrozenEncodec,
+        codec: Codec,
         cache_dir: str | os.PathLike | None = None,
         use_cache: bool = True,
     ):
@@ -70,7 +70,7 @@ class WavPairsDataset(Dataset):
         self.pairs = find_pairs(self.split_dir)
         self.segments = SplitSegments(self.split_dir, self.pairs, codec.sample_rate)
         self.num_samples = self.segments.num_samples
-        self.num_frames = -(-self.num_samples // HOP_LENGTH)
+        self.num_frames = -(-self.num_samples // codec.hop_length)
         self._keys = _segment_keys(self.segments)
         self.cache = None
         if use_cache:
@@ -102,7 +102,7 @@ class WavPairsDataset(Dataset):
         return self.pairs.names[index]
 
     def embeddings(self, wavs: Sequence[int]) -> list[torch.Tensor]:
-        """The embeddings [128, frames] of WAVs, by their numbers in `segments`: from the cache, else encoded."""
+        """The embeddings [C, frames] of WAVs, by their numbers in `segments`: from the cache, else encoded."""
         found: list = [None] * len(wavs)
         if self.cache is not None:
             with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
@@ -115,7 +115,7 @@ class WavPairsDataset(Dataset):
         ]
 
     def encode(self, wavs: Sequence[int]) -> torch.Tensor:
-        """Encode WAVs, [len(wavs), 128, frames] on the codec's device; kept if there is a cache.
+        """Encode WAVs, [len(wavs), C, frames] on the codec's device; kept if there is a cache.
 
         Raises UserError, naming the file, for an embedding that is not finite.
         """
@@ -131,7 +131,7 @@ class WavPairsDataset(Dataset):
     def _encode_together(self, wavs: list[int]) -> torch.Tensor:
         """Encode WAVs that all have a predecessor, or all have none."""
         waveforms = np.stack([self._waveform(wav) for wav in wavs])
-        context_frames = (waveforms.shape[1] - self.num_samples) // HOP_LENGTH
+        context_frames = (waveforms.shape[1] - self.num_samples) // self.codec.hop_length
         waveforms = torch.from_numpy(waveforms).unsqueeze(1).to(self.codec.device).float() / 32768
         embeddings = self.codec.encode(waveforms)[:, :, context_frames:]
         finite = embeddings.isfinite().flatten(1).all(dim=1).tolist()
@@ -150,7 +150,8 @@ class WavPairsDataset(Dataset):
         predecessor = self.segments.predecessors[wav]
         if predecessor < 0:
             return self.segments.read(wav)
-        context = self.segments.read(predecessor)[-CONTEXT_FRAMES * HOP_LENGTH :]
+        context_samples = min(self.codec.warmup_frames * self.codec.hop_length, self.num_samples)
+        context = self.segments.read(predecessor)[self.num_samples - context_samples :]
         return np.concatenate([context, self.segments.read(wav)])
 
     def _encode_batch(self) -> int:
@@ -249,7 +250,7 @@ class PairBatches:
         return "read from the cache as needed" if self.dataset.cache else "encoded at every use"
 
     def __call__(self, indices: Iterable[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Inputs and targets of the pairs `indices` in their order, [batch_size or fewer, 128, frames] each."""
+        """Inputs and targets of the pairs `indices` in their order, [batch_size or fewer, C, frames] each."""
         if self.table is not None:
             for chunk in torch.tensor(list(indices), dtype=torch.long, device=self.device).split(batch_size):
                 inputs, targets = self.rows[chunk].unbind(1)

@@ -39,7 +39,7 @@ class Settings:
     output_dir: str = setting("results_simple", "where report.html and all else is written", type=file_path)
     num_examples: int = setting(8, "pairs to look at and listen to", type=number(int, at_least=0, below=2**31))
     max_sound_pairs: int = setting(
-        60, "pairs to decode for FAD, log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
+        60, "pairs to decode for log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
     )
     seed: int = seed_setting("all choices")
     cache_dir: str | None = cache_setting()
@@ -62,10 +62,10 @@ from common.progress import Progress
 from dataset.pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.diagnosis import diagnose, limit
-from evaluation.figures import draw_curves, draw_diagnosis, draw_per_second, mel_decibels, write_spectrogram
-from evaluation.measures import TrackErrors
+from evaluation.figures import draw_diagnosis, draw_per_second, mel_decibels, write_spectrogram
+from evaluation.measures import TrackErrors, effective_tracks
 from evaluation.report import write_report
-from evaluation.results import gather_evidence, plain, reference, seconds, table_rows, track_table
+from evaluation.results import gather_evidence, plain, seconds, table_rows, track_table
 from evaluation.rivals import fit
 from evaluation.rows import Comparison, Model, read_wav, spread_over_tracks
 from evaluation.sound import SOUND_S
@@ -73,12 +73,12 @@ from evaluation.verdict import verdict
 from generate_continuation import decode_joined
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
+from training.curves import CURVES, draw_curves
 from training.log import METRICS, read_metrics
 
-FORMAT = "jingle_d results 2"
-OUR_FORMATS = ("jingle_d results 1", FORMAT)
+FORMAT = "jingle_d results 3"
 OUR_FILES = re.compile(
-    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis)_(light|dark)\.png"
+    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis|horizon)(_light|_dark)?\.png"
 )
 
 
@@ -168,13 +168,12 @@ def evaluate(
         skill = 1 - errors["model"]["seconds"][index].sum() / max(errors["training_mean"]["seconds"][index].sum(), 1e-9)
         examples.append(write_example(comparison, index, rows["val"][index], float(skill), len(examples) + 1, folder))
         progress(len(examples), settings.num_examples, "examples written")
-    draw_per_second(folder, per_second)
-    draw_diagnosis(folder, diagnosis)
-    figures = ["per_second", "diagnosis"]
+    draw_per_second(folder / "per_second.png", per_second)
+    draw_diagnosis(folder / "diagnosis.png", diagnosis)
+    files = ["per_second.png", "diagnosis.png"]
     if epochs:
-        draw_curves(folder, epochs, checkpoint["baselines"], checkpoint["epoch"])
-        figures.append("curves")
-    files = [f"{name}_{theme}.png" for name in figures for theme in ("light", "dark")]
+        draw_curves(folder / CURVES, Path(settings.checkpoint).parent / METRICS)
+        files.append(CURVES)
     files += [clip[kind] for example in examples for clip in example["files"].values() for kind in ("wav", "png")]
     return {
         "format": FORMAT,
@@ -189,8 +188,8 @@ def evaluate(
         "rows": table,
         "per_second": per_second,
         "diagnosis": diagnosis,
-        "reference": reference(by_tracks, sound, settings.seed)
-        | {
+        "reference": {
+            "effective_tracks": effective_tracks(by_tracks.scale),
             "ridge_penalty": comparison.fitted.penalty,
             "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
         },
@@ -283,10 +282,10 @@ def check_is_ours(folder: Path) -> None:
     """UserError if there are results in `folder` that this script did not write: they are not replaced."""
     path = folder / "results.json"
     try:
-        ours = json.loads(path.read_bytes())["format"] in OUR_FORMATS
+        ours = json.loads(path.read_bytes())["format"].startswith("jingle_d results ")
     except FileNotFoundError:
         ours = not (path := folder / "report.html").exists()
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         ours = False
     if not ours:
         raise UserError(f"{path}: is not from this script and would be overwritten; choose another --output_dir")

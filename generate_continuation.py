@@ -50,14 +50,13 @@ import numpy as np
 import soundfile
 import torch
 
-from audio.frozen_encodec import HOP_LENGTH, FrozenEncodec
+from audio.codec import Codec
 from audio.reading import AudioError
 from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
 from common.progress import Progress
-from dataset_wav_pairs import CONTEXT_FRAMES
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
 
@@ -69,7 +68,7 @@ MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 
 @torch.no_grad()
 def continue_embeddings(model: SimpleTransformer, context: torch.Tensor, num_segments: int = 1) -> torch.Tensor:
-    """Embeddings [B, 128, T] of a segment -> of the `num_segments` after it, [B, 128, num_segments * T].
+    """Embeddings [B, C, T] of a segment -> of the `num_segments` after it, [B, C, num_segments * T].
 
     Each is predicted from the one before.
     """
@@ -80,23 +79,23 @@ def continue_embeddings(model: SimpleTransformer, context: torch.Tensor, num_seg
     return torch.cat(segments[1:], dim=2)
 
 
-def decode_joined(codec: FrozenEncodec, context: torch.Tensor, continuation: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Decode embeddings [B, 128, T] and what follows them [B, 128, N] in one piece.
+def decode_joined(codec: Codec, context: torch.Tensor, continuation: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Decode embeddings [B, C, T] and what follows them [B, C, N] in one piece.
 
-    Returns the waveforms [B, 1, (T + N) * 320] and the sample at which the continuation begins. Decoded
+    Returns the waveforms [B, 1, (T + N) * hop_length] and the sample at which the continuation begins. Decoded
     apart, the decoder would start the continuation from nothing, and the seam would click.
     """
     joined = torch.cat([context.to(codec.device), continuation.to(codec.device)], dim=2)
-    return codec.decode(joined).cpu(), context.shape[2] * HOP_LENGTH
+    return codec.decode(joined).cpu(), context.shape[2] * codec.hop_length
 
 
-def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last `num_samples` of a song, and the second before them (empty if the song does not have it), float32.
+def read_end(path: str, num_samples: int, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
+    """The last `num_samples` of a song, and the codec's warm-up before them (empty if the song is too short), float32.
 
     Prints a note where the file is not whole, or ends in silence. Raises AudioError for a song that cannot be read, is
     too short, or does not end in numbers that are sound.
     """
-    context_samples = CONTEXT_FRAMES * HOP_LENGTH
+    sample_rate, context_samples = codec.sample_rate, codec.warmup_frames * codec.hop_length
     samples, problem = read_last_samples(path, num_samples + context_samples, sample_rate)
     if len(samples) < num_samples:
         seconds, needed = len(samples) / sample_rate, num_samples / sample_rate
@@ -114,10 +113,10 @@ def read_end(path: str, num_samples: int, sample_rate: int) -> tuple[np.ndarray,
     return samples[context_samples:], samples[:context_samples]
 
 
-def encode_end(codec: FrozenEncodec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:
-    """Embeddings [1, 128, T] of a segment [samples], encoded together with what came `before` it in the song."""
+def encode_end(codec: Codec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:
+    """Embeddings [1, C, T] of a segment [samples], encoded together with what came `before` it in the song."""
     waveform = torch.from_numpy(np.concatenate([before, segment])).view(1, 1, -1)
-    return codec.encode(waveform)[:, :, len(before) // HOP_LENGTH :]
+    return codec.encode(waveform)[:, :, len(before) // codec.hop_length :]
 
 
 def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
@@ -160,15 +159,15 @@ def main() -> int:
     names = output_names(settings.inputs, output_dir)
     checkpoint = load_checkpoint(settings.checkpoint)
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
+    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     ends = []
     for path, name in zip(settings.inputs, names, strict=True):
         try:
-            ends.append((path, name, *read_end(path, checkpoint["num_samples"], checkpoint["sample_rate"])))
+            ends.append((path, name, *read_end(path, checkpoint["num_samples"], codec)))
         except AudioError as error:
             print(f"skipped {printable(path)}: {error}", file=sys.stderr, flush=True)
     if not ends:
         return 1
-    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     if codec.banner:
         print(codec.banner, file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -185,7 +184,7 @@ def main() -> int:
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
         waveforms = (to_pcm16(segment)[0], pcm16[seam:], pcm16)
         for part, samples in zip(PARTS, waveforms, strict=True):
-            write_wav(f"{name}_{part}.wav", samples, checkpoint["sample_rate"], OURS)
+            write_wav(f"{name}_{part}.wav", samples, codec.sample_rate, OURS)
         note = f", {clipped} samples clipped" if clipped else ""
         progress.print(f"{printable(path)} -> {printable(name)}_{{context,continuation,joined}}.wav{note}")
     return 1 if len(ends) < len(settings.inputs) else 0

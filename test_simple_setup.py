@@ -27,7 +27,7 @@ from common.arguments import device_setting, file_path, parse_settings, setting,
 from common.devices import pick_device
 from common.errors import UserError, run_script
 from common.machine import available_cores
-from dataset_wav_pairs import CONTEXT_FRAMES, WavPairsDataset
+from dataset_wav_pairs import WavPairsDataset
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.config import TrainConfig
 from training.log import describe_tracks
@@ -94,10 +94,11 @@ def check_encodec(setup: Setup) -> str:
 def check_context(setup: Setup) -> str:
     """How far a segment encoded behind one second of context is from the same in mid-stream."""
     codec, both = setup.codec, noise(1, 8)
-    whole = codec.encode(both)[:, :, 300:]
+    half, hop, warmup = round(4 * codec.frame_rate), codec.hop_length, codec.warmup_frames
+    whole = codec.encode(both)[:, :, half:]
     deviation = whole.std()
-    behind = codec.encode(both[:, :, (300 - CONTEXT_FRAMES) * 320 :])[:, :, CONTEXT_FRAMES:]
-    alone = codec.encode(both[:, :, 300 * 320 :])
+    behind = codec.encode(both[:, :, (half - warmup) * hop :])[:, :, warmup:]
+    alone = codec.encode(both[:, :, half * hop :])
     error, without = (((x - whole).abs().max() / deviation).item() for x in (behind, alone))
     return f"one second of context leaves an error of {error:.1g} standard deviations (without: {without:.2g})"
 
@@ -162,7 +163,10 @@ def check_dataset(setup: Setup) -> str:
     train, val = (WavPairsDataset(root / split, setup.codec, use_cache=False) for split in ("train", "val"))
     for split in (train, val):
         first, second = split[0]
-        require(first.shape == second.shape == (128, split.num_frames), f"embeddings {list(first.shape)}")
+        require(
+            first.shape == second.shape == (setup.codec.embedding_dim, split.num_frames),
+            f"embeddings {list(first.shape)}",
+        )
     warning = describe_tracks(train.segments.tracks, val.segments.tracks)
     return "; ".join(filter(None, [f"{root}: {len(train)} train and {len(val)} val pairs", warning]))
 

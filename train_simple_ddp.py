@@ -78,8 +78,6 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
         raise UserError(
             f"--num_processes {processes_on_node}: Apple's GPU takes one process; use --device cpu for more"
         )
-    if 128 % config.num_heads:
-        raise UserError(f"--num_heads {config.num_heads}: must divide the 128 embedding channels (1, 2, 4, 8, ...)")
     dataset = Path(config.dataset_dir)
     if (dataset / ".staging").is_dir() and not (dataset / METADATA_NAME).exists():
         raise UserError(f"{dataset}: its creation was cut short; run create_dataset_pairs_wav.py again")

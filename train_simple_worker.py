@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
+from audio.codec import Codec
+from audio.frozen_encodec import load_frozen_encodec
 from audio.weights import weights_source
 from common.devices import choose_precision, pick_device
 from common.errors import UserError
@@ -70,11 +71,17 @@ class Run:
 
 
 def train_worker(
-    config: TrainConfig, local_rank: int = 0, global_rank: int = 0, num_processes: int = 1, on_node: int = 1
+    config: TrainConfig,
+    local_rank: int = 0,
+    global_rank: int = 0,
+    num_processes: int = 1,
+    on_node: int = 1,
+    codec: Codec | None = None,
 ) -> None:
     """Train as process `global_rank` of `num_processes`; with more than one, MASTER_ADDR and MASTER_PORT are set.
 
-    local_rank: the number of this process among the `on_node` on its node. Raises UserError for what the user can fix.
+    local_rank: the number of this process among the `on_node` on its node. codec: instead of the one that
+    --encodec_weights names, on the device of the process. Raises UserError for what the user can fix.
     """
     device = pick_device(config.device, local_rank)
     if device.type == "cuda":
@@ -86,7 +93,7 @@ def train_worker(
     lock = lock_folder(folder, "a training") if global_rank == 0 else contextlib.nullcontext()
     with lock, process_group(global_rank, num_processes, device):
         try:
-            run, state = set_up(config, device, on_node)
+            run, state = set_up(config, device, on_node, codec)
             train(run, state)
         except torch.OutOfMemoryError as error:
             what = f"--batch_size {config.batch_size}: {device} is out of memory"
@@ -96,11 +103,15 @@ def train_worker(
 # ------------------------------------------------------------------ set up
 
 
-def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) -> tuple[Run, TrainState]:
+def set_up(
+    config: TrainConfig, device: torch.device, processes_on_node: int, codec: Codec | None
+) -> tuple[Run, TrainState]:
     """Codec, data, model, optimizer and scheduler; from last.pt if `checkpoint_dir` holds a run."""
     folder = Path(config.checkpoint_dir)
     saved = find_run(folder) if config.resume == "auto" else None
-    codec = load_frozen_encodec(config.encodec_weights, device)
+    codec = codec or load_frozen_encodec(config.encodec_weights, device)
+    if codec.embedding_dim % config.num_heads:
+        raise UserError(f"--num_heads {config.num_heads}: must divide the {codec.embedding_dim} embedding channels")
     if saved:
         remedy = "choose another --checkpoint_dir, or --resume never"
         check_same_model(saved, f"{folder / LAST}", config, codec.fingerprint, remedy)
@@ -144,7 +155,7 @@ def set_up(config: TrainConfig, device: torch.device, processes_on_node: int) ->
 
 
 def open_data(
-    config: TrainConfig, codec: FrozenEncodec, device: torch.device, processes_on_node: int
+    config: TrainConfig, codec: Codec, device: torch.device, processes_on_node: int
 ) -> tuple[PairBatches, PairBatches, str]:
     """Both splits, every segment encoded, and the hash of their embeddings."""
     train_set, val_set = (

@@ -15,6 +15,7 @@ from audio.codec_model import HOP_LENGTH
 from audio.encodec_on_cpu import PiecewiseEncodec
 from audio.weights import DEMO, PRETRAINED, UNTRAINED, digest, load_model
 
+WARMUP_S = 1  # after this long, frames are as they would be in mid-stream (README, "Departures", 2)
 BANNERS = {
     PRETRAINED: "",
     DEMO: "*** small codec of this project, for the demo: not EnCodec's published weights",
@@ -26,10 +27,8 @@ BANNERS = {
 class FrozenEncodec(nn.Module):
     """EnCodec's encoder, quantiser and decoder in evaluation mode, without gradients.
 
-    Attributes: `model` (the `EncodecModel`), `sample_rate` (24000 Hz), `frame_rate` (75 frames a second),
-    `embedding_dim` (128), `bandwidth` (kbit/s), `kind` ("pretrained", "demo" or "untrained"), `is_pretrained` (it
-    has EnCodec's published weights), `banner` (to print before it is heard; may be empty), and
-    `fingerprint`, which names the weights: embeddings from codecs with different fingerprints do not mix.
+    Attributes: those of `audio.codec.Codec`, here 24,000 Hz, 320 samples a frame, 75 frames a second and 128 channels;
+    `model` (the `EncodecModel`), `bandwidth` (kbit/s), and `kind` ("pretrained", "demo" or "untrained").
     """
 
     def __init__(self, model: EncodecModel, fingerprint: str, kind: str):
@@ -39,7 +38,9 @@ class FrozenEncodec(nn.Module):
         self.fingerprint = fingerprint
         self.kind, self.banner, self.is_pretrained = kind, BANNERS[kind], kind == PRETRAINED
         self.sample_rate: int = model.sample_rate
+        self.hop_length: int = HOP_LENGTH
         self.frame_rate: int = model.frame_rate
+        self.warmup_frames: int = WARMUP_S * model.frame_rate
         self.bandwidth: float = model.bandwidth
         self.embedding_dim: int = model.encoder.dimension
         self._on_cpu = PiecewiseEncodec(model, HOP_LENGTH)

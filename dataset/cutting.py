@@ -47,6 +47,7 @@ class Cut:
     staging: str
     segment_duration: int  # s
     min_level_db: float  # dBFS
+    sample_rate: int = SAMPLE_RATE  # Hz, of the WAVs
 
 
 def staged_tracks(output_dir: Path) -> list[Path]:
@@ -105,11 +106,11 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
     Returns the segments that were read, the number of pairs written, whether that is the whole track, and the problem.
     """
     segments: list[Segment] = []
-    fingerprint, previous, written, is_whole = Fingerprint(), None, 0, True
+    fingerprint, previous, written, is_whole = Fingerprint(cut.sample_rate), None, 0, True
     seconds = 0.0
     try:
         with open_audio(path) as audio:
-            for index, samples in enumerate(stream_segments(audio, cut.segment_duration, SAMPLE_RATE)):
+            for index, samples in enumerate(stream_segments(audio, cut.segment_duration, cut.sample_rate)):
                 if written >= pairs and index * cut.segment_duration >= LISTEN_S:
                     is_whole = False
                     break
@@ -120,7 +121,7 @@ def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment],
                     for number, segment_pcm16 in ((index - 1, previous), (index, pcm16)):
                         wav = folder / f"{number:05d}.wav"
                         if not wav.exists():
-                            _write(wav, wav_bytes(segment_pcm16, SAMPLE_RATE))
+                            _write(wav, wav_bytes(segment_pcm16, cut.sample_rate))
                     written += 1
                 previous = pcm16 if segment.usable else None
             problem, seconds = audio.problem, audio.seconds
@@ -150,7 +151,7 @@ def _staging_key(cut: Cut, source: str, pairs: int) -> str:
         version = (about.st_size, about.st_ctime_ns)  # of the content, the name and the permissions
     except OSError as error:
         version = (error.errno,)
-    identity = [source, *version, pairs, cut.segment_duration, cut.min_level_db]
+    identity = [source, *version, pairs, cut.segment_duration, cut.min_level_db, cut.sample_rate]
     return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

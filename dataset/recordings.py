@@ -12,19 +12,17 @@ import math
 from collections import Counter
 
 import numpy as np
+import soxr
 import torch
 
-SAMPLE_RATE, DECIMATION = 24000, 10  # to 2400 Hz: enough for the highest band
-FRAME, HOP = 3072, 307  # samples at 2400 Hz: 1.28 s every 0.128 s, so that it matters little where a cut begins
+RATE = 2400  # Hz, to which tracks are resampled: enough for the highest band
+FRAME, HOP = 3072, 307  # samples at this rate: 1.28 s every 0.128 s, so that it matters little where a cut begins
 SILENT = 1e-2  # energy of a frame (that of a full-scale sine is 6e5) below which its signs are noise
 WINDOW = np.hanning(FRAME).astype(np.float32)
-EDGES = np.geomspace(200, 1100, 34) * DECIMATION * FRAME / SAMPLE_RATE  # of the bands, in bins
+EDGES = np.geomspace(200, 1100, 34) * FRAME / RATE  # of the bands, in bins
 FIRST_BIN, LAST_BIN = math.ceil(EDGES[0]), math.ceil(EDGES[-1])
 BINS = np.arange(FIRST_BIN, LAST_BIN)[:, None]
-TAPS = 8 * DECIMATION
-SINC = np.sinc((np.arange(TAPS) - (TAPS - 1) / 2) / DECIMATION) / DECIMATION
-# Products are torch's, as NumPy's take all cores, and each worker has one.
-LOW_PASS = torch.from_numpy((SINC * np.hanning(TAPS)).astype(np.float32)).view(-1, DECIMATION)
+# The product is torch's, as NumPy's takes all cores, and each worker has one.
 BANDS = torch.from_numpy(((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32))  # [bins, 33]
 
 MAX_DIFFERENT = 10  # bits of 32 in prints that count as equal
@@ -42,22 +40,15 @@ LAG_ZERO = 1 << 21  # prints: 75 h
 class Fingerprint:
     """The prints of a track whose samples come piece by piece."""
 
-    def __init__(self) -> None:
-        self._rest = np.zeros(0, np.float32)  # at 24 kHz
-        self._signal = np.zeros(0, np.float32)  # at 2.4 kHz
+    def __init__(self, sample_rate: int) -> None:
+        self._resampler = soxr.ResampleStream(sample_rate, RATE, 1, "float32", "LQ")
+        self._signal = np.zeros(0, np.float32)  # at RATE
         self._energies = np.zeros((0, 33), np.float32)  # of the last frame
         self._prints: list[np.ndarray] = []
 
     def add(self, samples: np.ndarray) -> None:
         """The next float32 [samples] of the track."""
-        samples = np.concatenate([self._rest, samples])
-        rows = samples[: len(samples) // DECIMATION * DECIMATION].reshape(-1, DECIMATION)
-        count = max(0, len(rows) - len(LOW_PASS) + 1)
-        self._rest = samples[count * DECIMATION :]
-        # Output k is the sum over rows k + j with row j of the filter.
-        products = (LOW_PASS @ torch.from_numpy(rows).T).numpy()
-        slow = sum(products[j, j : j + count] for j in range(len(LOW_PASS)))
-        signal = np.concatenate([self._signal, slow])
+        signal = np.concatenate([self._signal, self._resampler.resample_chunk(samples)])
         count = max(0, (len(signal) - FRAME) // HOP + 1)
         self._signal = signal[count * HOP :]
         if count == 0:

@@ -33,7 +33,7 @@ class ClipRidge:
 
     def __init__(self, pairs: Pairs, tracks: list[str], std: torch.Tensor, progress: Progress):
         """tracks: of each training pair; the penalty is the one with the least error on tracks left out (five folds,
-        of pairs if there is one track only). std: of each channel, [128, 1], to weigh the channels of inputs alike.
+        of pairs if there is one track only). std: of each channel, [C, 1], to weigh the channels of inputs alike.
         """
         self.pairs, self.std = pairs, std.float().cpu()
         count = min(len(pairs), MOST_PAIRS)
@@ -44,7 +44,7 @@ class ClipRidge:
         self.penalty = self._best_penalty(outputs, fold)
 
     def predict(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What follows each input [128, T], in the same shape."""
+        """What follows each input [C, T], in the same shape."""
         wanted = self._rows(inputs)
         products = np.concatenate([(wanted @ self._rows(block).T).numpy() for block in self._blocks(0)], axis=1)
         weights = torch.from_numpy(_weights(self.inputs, products, self.penalty)).float()
@@ -59,7 +59,7 @@ class ClipRidge:
             yield [self.pairs[i][side] for i in self.chosen[start : start + BLOCK]]
 
     def _rows(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """[n, 128 T] of inputs, the channels scaled alike."""
+        """[n, C T] of inputs, the channels scaled alike."""
         return (torch.stack(inputs) / self.std).flatten(1)
 
     def _products(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +77,7 @@ class ClipRidge:
         return found[0], found[1]
 
     def _both(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A block's inputs and outputs, [n, 128 T] each."""
+        """A block's inputs and outputs, [n, C T] each."""
         block = [self.pairs[i] for i in self.chosen[first : first + BLOCK]]
         return self._rows([source for source, _ in block]), torch.stack([target for _, target in block]).flatten(1)
 

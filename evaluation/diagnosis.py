@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.measures import BANDS, COMPONENTS, TrackErrors
+from evaluation.measures import BANDS, TrackErrors
 from evaluation.verdict import COMPARED, LEAST_LEAD, LINEAR_NAME, RIVALS, Evidence, Interval
 
 TAMPERINGS = {
@@ -18,7 +18,7 @@ SPEAKING_SHARE = 0.05  # a band with less of the error is not worth a sentence
 def diagnose(errors: TrackErrors) -> dict[str, object]:
     """The `diagnosis` of results.json; the sentences follow from its numbers alone."""
     found: dict[str, object] = {}
-    for part, labels in (("bands", BANDS), ("components", COMPONENTS), ("onset", ("first 0.1 s",))):
+    for part, labels in (("bands", BANDS), ("onset", ("first 0.1 s",))):
         model, share = errors.skill("model", part), errors.share(part)
         found[part] = [
             {

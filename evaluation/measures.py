@@ -16,8 +16,6 @@ import torch
 
 BAND_EDGES_HZ = (0.0, 0.25, 1.0, 4.0, 12.0)
 BANDS = ("average", "< 0.25 Hz", "0.25–1 Hz", "1–4 Hz", "4–12 Hz", "> 12 Hz")  # "average": 0 Hz, over a clip
-COMPONENT_EDGES = (8, 32)
-COMPONENTS = ("1–8", "9–32", "33+")
 ONSET_S = 0.1  # the codec's start-up, where it is encoded alone
 TINY = 1e-300
 FARTHEST = 2.0  # of an interval's end, in those of Student's t
@@ -43,16 +41,14 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def compare(
-    prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor, components: torch.Tensor, frame_rate: int
-) -> Errors:
-    """What is measured of one prediction [128, T] of `target` [128, T], as float64 arrays.
+def compare(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor, frame_rate: float) -> Errors:
+    """What is measured of one prediction [C, T] of `target` [C, T], as float64 arrays.
 
-    seconds, onset, bands, components: the squared error, split up in four ways (`onset` is the first 0.1 s alone).
+    seconds, onset, bands: the squared error, split up in three ways (`onset` is the first 0.1 s alone).
     deviation: standard deviation over time, mean of channels, of the prediction.
     slope: Σ(y − μ)(p − μ) and Σ(p − μ)², the two halves of the calibration slope.
 
-    mean: μ, the training set's, [128, 1]. components: its principal components, [128, 128], one a column.
+    mean: μ, the training set's, [C, 1].
     """
     prediction, target, mean = prediction.double(), target.double(), mean.double()
     error = prediction - target
@@ -61,26 +57,25 @@ def compare(
         "seconds": error_by_second(error, frame_rate),
         "onset": error[:, : max(1, round(ONSET_S * frame_rate))].square().sum().reshape(1),
         "bands": error_by_band(error, frame_rate),
-        "components": error_by_component(error, components.double()),
         "deviation": prediction.std(dim=1, correction=0).mean().reshape(1),
         "slope": torch.stack([((target - mean) * moved).sum(), moved.square().sum()]),
     }
     return {name: value.numpy() for name, value in found.items()}
 
 
-def error_by_second(error: torch.Tensor, frame_rate: int) -> torch.Tensor:
-    """Squared error in each second: [128, T] -> [ceil(T / frame_rate)]."""
-    return torch.stack([second.square().sum() for second in error.split(frame_rate, dim=1)])
+def error_by_second(error: torch.Tensor, frame_rate: float) -> torch.Tensor:
+    """Squared error in each second: [C, T] -> [ceil(T / frame_rate)]."""
+    return torch.stack([second.square().sum() for second in error.split(round(frame_rate), dim=1)])
 
 
-def elements_per_second(frames: int, channels: int, frame_rate: int) -> np.ndarray:
+def elements_per_second(frames: int, channels: int, frame_rate: float) -> np.ndarray:
     """How many elements of an embedding [channels, frames] lie in each second: [seconds]."""
-    starts = np.arange(0, frames, frame_rate)
-    return np.minimum(frame_rate, frames - starts).astype(np.float64) * channels
+    starts = np.arange(0, frames, round(frame_rate))
+    return np.minimum(round(frame_rate), frames - starts).astype(np.float64) * channels
 
 
-def error_by_band(error: torch.Tensor, frame_rate: int) -> torch.Tensor:
-    """Squared error by modulation frequency: [128, T] -> [6], one for each of BANDS.
+def error_by_band(error: torch.Tensor, frame_rate: float) -> torch.Tensor:
+    """Squared error by modulation frequency: [C, T] -> [6], one for each of BANDS.
 
     Parseval: Σ e² = Σ_k |E_k|² / T over the discrete Fourier transform along time, so the bands add up to the
     squared error. The lowest band above 0 Hz needs clips longer than 4 s; in shorter ones it is empty.
@@ -92,12 +87,6 @@ def error_by_band(error: torch.Tensor, frame_rate: int) -> torch.Tensor:
     band = torch.bucketize(frequencies, torch.tensor(BAND_EDGES_HZ[1:]), right=True) + 1
     band[0] = 0
     return torch.zeros(len(BANDS), dtype=torch.float64).index_add_(0, band, power)
-
-
-def error_by_component(error: torch.Tensor, components: torch.Tensor) -> torch.Tensor:
-    """Squared error by groups of principal components [128, 128] (the strongest first): [128, T] -> [3]."""
-    by_component = (components.T @ error).square().sum(dim=1)
-    return torch.stack([group.sum() for group in by_component.tensor_split(COMPONENT_EDGES)])
 
 
 # ------------------------------------------------------------------ over pairs and tracks
@@ -201,7 +190,7 @@ class TrackErrors:
         return float(1 - self.total(row).sum() / max(self.total("training_mean").sum(), TINY))
 
     def skill(self, row: str, part: str = "total") -> Estimate:
-        """1 − error ÷ error of the training mean in each second, band or component; mean over tracks for the total.
+        """1 − error ÷ error of the training mean in each second or band; mean over tracks for the total.
 
         Every track has the same weight: both errors are divided by the track's total under the training mean.
         """
@@ -210,7 +199,7 @@ class TrackErrors:
         return ratio_over_tracks((mean - self.sums[row][part]) / scale, mean / scale)
 
     def share(self, part: str) -> np.ndarray:
-        """The share of the training mean's error in each second, band or component; mean over tracks."""
+        """The share of the training mean's error in each second or band; mean over tracks."""
         parts = self.sums["training_mean"][part]
         return np.mean(parts / self.scale.reshape(-1, *[1] * (parts.ndim - 1)), axis=0)
 

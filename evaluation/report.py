@@ -30,12 +30,6 @@ COLUMNS = (
     ("calibration_slope", "Slope", "→ 1",
      "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², μ the training mean: 1 is as bold as it is right; below 1, shrinking the prediction "
      "would lower its error."),
-    ("mse_reencoded", "MSE, re-encoded", "↓",
-     "The MSE after the prediction was decoded to sound and encoded again: what is left of it when it is heard."),
-    ("fad", "FAD", "↓",
-     "Fréchet audio distance to the true continuations, on EnCodec embeddings, every frame a sample; ± its standard "
-     "error over tracks. Says whether all predictions together sound like such music, not whether each continues its "
-     "own. Few tracks make it larger."),
     ("log_mel_distance", "Log-mel", "↓",
      "Mean difference of log10 mel spectrograms to the true continuation: 0.3 is a factor of 2 in power."),
     ("chroma_cosine", "Chroma", "↑",
@@ -86,7 +80,7 @@ def minus(text: str) -> str:
 
 def cell(row: dict, key: str) -> tuple[str, str]:
     """A cell of the table: its number, and what stands small beneath it."""
-    value, interval, spread = row.get(key), row.get(f"{key}_interval"), row.get(f"{key}_spread")
+    value, interval = row.get(key), row.get(f"{key}_interval")
     if key == "track_skill":
         interval = row.get("skill_interval")
     elif key == "skill":
@@ -99,7 +93,7 @@ def cell(row: dict, key: str) -> tuple[str, str]:
         return "–", ""
     if interval and None not in interval and interval[0] != interval[1]:  # equal: 0 or 1 by definition
         return shown(value), f"{shown(interval[0])} … {shown(interval[1])}"
-    return shown(value), "" if spread is None else f"± {number(spread, 2)}"
+    return shown(value), ""
 
 
 def notes(results: dict) -> list[str]:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from evaluation.measures import Errors, TrackErrors, by_track, effective_tracks, elements_per_second, ratio_over_tracks
+from evaluation.measures import Errors, TrackErrors, by_track, elements_per_second, ratio_over_tracks
 from evaluation.rows import ROWS
-from evaluation.sound import SoundRow, fad_floor, sound_columns
+from evaluation.sound import SoundRow, sound_columns
 from evaluation.verdict import COMPARED, RIVALS, Evidence, Interval
 
 
@@ -33,15 +33,16 @@ def table_rows(
             "skill_interval": (skill.low, skill.high),
             "deviation_ratio": errors[name]["deviation"].sum() / max(true_deviation, 1e-300),
             "calibration_slope": by_tracks.slope(name),
+            "note": "",
         }
         if name != "model":
             lead = by_tracks.lead("model", name)
             rows[name] |= {"skill_difference": lead.value, "skill_difference_interval": (lead.low, lead.high)}
-        rows[name] |= sound_columns(sound[name], sound["truth"]) if name in sound else {"note": ""}
+        rows[name] |= sound_columns(sound[name]) if name in sound else {}
     return rows
 
 
-def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: int) -> dict:
+def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: float) -> dict:
     """The `per_second` of results.json."""
     elements, found = elements_per_second(frames, channels, frame_rate), {}
     for name in ROWS:
@@ -81,14 +82,6 @@ def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
         skills={name: float(by_tracks.skill(name).value) for name in COMPARED},
         input_cost=_interval(by_tracks.lead("model", "input_swapped")) if "input_swapped" in by_tracks.sums else None,
     )
-
-
-def reference(by_tracks: TrackErrors, sound: dict[str, SoundRow], seed: int) -> dict[str, float | None]:
-    """What helps to read the table: how many tracks count in total, and the FAD between two sets of true music."""
-    return {
-        "effective_tracks": effective_tracks(by_tracks.scale),
-        "fad_floor": fad_floor(sound["truth"].moments, seed) if "truth" in sound else None,
-    }
 
 
 def plain(value: object) -> object:

@@ -35,8 +35,8 @@ RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
 
 
 @one_thread()
-def loop(embedding: torch.Tensor, frame_rate: int) -> torch.Tensor:
-    """Continue [128, T] by its own repetition, [128, T].
+def loop(embedding: torch.Tensor, frame_rate: float) -> torch.Tensor:
+    """Continue [C, T] by its own repetition, [C, T].
 
     Candidates are the 25 highest peaks of the normalised autocorrelation at lags from 0.5 s to 0.8 T. For each, every
     frame is predicted by the mean of the frames whole lags before it, times a gain in [0, 1] by least squares; the
@@ -58,8 +58,8 @@ def loop(embedding: torch.Tensor, frame_rate: int) -> torch.Tensor:
     return (mean + best).float()
 
 
-def candidate_lags(x: torch.Tensor, frame_rate: int) -> list[int]:
-    """The lags (frames) at which [128, T], of mean 0 over time, is most like itself: local peaks, the highest first.
+def candidate_lags(x: torch.Tensor, frame_rate: float) -> list[int]:
+    """The lags (frames) at which [C, T], of mean 0 over time, is most like itself: local peaks, the highest first.
 
     Likeness is Σ x_t · x_{t+lag} ÷ √(Σ |x_t|² Σ |x_{t+lag}|²) over the frames that overlap.
     """
@@ -77,9 +77,9 @@ def candidate_lags(x: torch.Tensor, frame_rate: int) -> list[int]:
 
 
 def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each frame of [128, T] from `lag` on as the mean of all frames whole lags before it, and T frames more.
+    """Each frame of [C, T] from `lag` on as the mean of all frames whole lags before it, and T frames more.
 
-    Returns [128, T − lag] inside the input and [128, T] after it.
+    Returns [C, T − lag] inside the input and [C, T] after it.
     """
     frames = x.shape[1]
     rounds = -(-frames // lag)
@@ -98,26 +98,25 @@ def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Fitted:
     """What was learned from the training pairs, about μ and in units of the deviation of each channel."""
 
-    mean: torch.Tensor  # [128, 1]
-    std: torch.Tensor  # [128, 1]
-    weights: torch.Tensor  # [256, 128]: the frame's channels, then the input's mean
+    mean: torch.Tensor  # [C, 1]
+    std: torch.Tensor  # [C, 1]
+    weights: torch.Tensor  # [2C, C]: the frame's channels, then the input's mean
     penalty: float  # a share of the number of frames
-    centre_in: torch.Tensor  # [256, T]: what ridge takes from its inputs,
-    centre_out: torch.Tensor  # [128, T]: and adds to its outputs
+    centre_in: torch.Tensor  # [2C, T]: what ridge takes from its inputs,
+    centre_out: torch.Tensor  # [C, T]: and adds to its outputs
     last_frames: int  # whose mean is the last moment: that which explains more
     fading: torch.Tensor  # [T]: its gain
-    by_position: torch.Tensor  # [128, T]: the mean output, frame by frame
-    components: torch.Tensor  # [128, 128]: principal directions of outputs about μ, a column each, strongest first
+    by_position: torch.Tensor  # [C, T]: the mean output, frame by frame
     clip_ridge: ClipRidge
 
     @one_thread()
     def ridge(self, embedding: torch.Tensor) -> torch.Tensor:
-        """[128, T] -> [128, T]"""
+        """[C, T] -> [C, T]"""
         moved = self.weights.T @ (_features(embedding, self.mean, self.std) - self.centre_in)
         return (self.mean + self.std * (self.centre_out + moved)).float()
 
     def last_moment(self, embedding: torch.Tensor) -> torch.Tensor:
-        """[128, T] -> [128, T]"""
+        """[C, T] -> [C, T]"""
         return (self.mean + (_last(embedding.double(), self.last_frames) - self.mean) * self.fading).float()
 
 
@@ -126,11 +125,11 @@ class _Sums:
     """Over the pairs of a fold, standardised: products over all frames, and sums by position."""
 
     count: int = 0
-    x: torch.Tensor | float = 0.0  # [256, T]
-    y: torch.Tensor | float = 0.0  # [128, T]
-    xx: torch.Tensor | float = 0.0  # [256, 256]
-    xy: torch.Tensor | float = 0.0  # [256, 128]
-    yy: torch.Tensor | float = 0.0  # [128, 128]
+    x: torch.Tensor | float = 0.0  # [2C, T]
+    y: torch.Tensor | float = 0.0  # [C, T]
+    xx: torch.Tensor | float = 0.0  # [2C, 2C]
+    xy: torch.Tensor | float = 0.0  # [2C, C]
+    yy: torch.Tensor | float = 0.0  # [C, C]
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.count += 1
@@ -138,7 +137,7 @@ class _Sums:
         self.xx, self.xy, self.yy = self.xx + x @ x.T, self.xy + x @ y.T, self.yy + y @ y.T
 
     def about(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The products xx, xy, yy with x [256, T] taken from every input and y [128, T] from every output."""
+        """The products xx, xy, yy with x [2C, T] taken from every input and y [C, T] from every output."""
 
         def moved(product, first_sum, first, second_sum, second):
             return product - first_sum @ second.T - first @ second_sum.T + self.count * first @ second.T
@@ -193,24 +192,23 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
         last_frames=last_frames,
         fading=moments[last_frames] / held[last_frames],
         by_position=mean + std * total.y / total.count,
-        components=torch.linalg.eigh(std * total.yy * std.T).eigenvectors.flip(1),
         clip_ridge=ClipRidge(pairs, tracks, std, progress),
     )
 
 
 def _features(embedding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """[128, T] -> standardised, with its mean over time beneath, [256, T]."""
+    """[C, T] -> standardised, with its mean over time beneath, [2C, T]."""
     x = (embedding.double() - mean) / std
     return torch.cat([x, x.mean(dim=1, keepdim=True).expand_as(x)])
 
 
 def _last(embedding: torch.Tensor, count: int) -> torch.Tensor:
-    """[128, T] -> the mean of its last `count` frames, [128, 1]."""
+    """[C, T] -> the mean of its last `count` frames, [C, 1]."""
     return embedding[:, -count:].mean(dim=1, keepdim=True)
 
 
 def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[torch.Tensor]:
-    """Ridge weights [256, 128] for each penalty, from XᵀX and XᵀY: one eigendecomposition for all."""
+    """Ridge weights [2C, C] for each penalty, from XᵀX and XᵀY: one eigendecomposition for all."""
     values, vectors = torch.linalg.eigh(xx)
     rotated = vectors.T @ xy
     return [vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None]) for penalty in penalties]

@@ -12,14 +12,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from audio.frozen_encodec import FrozenEncodec
+from audio.codec import Codec
 from common.errors import UserError
 from common.progress import Progress
 from dataset.pairs import read_pcm16
 from evaluation.clip_ridge import BLOCK
 from evaluation.measures import Errors, by_track, compare
 from evaluation.rivals import Fitted, loop
-from evaluation.sound import Heard, Listener, SoundRow
+from evaluation.sound import SoundMetrics, SoundRow
 
 ROWS = {
     "model": "the model",
@@ -47,7 +47,7 @@ TAMPERED = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swappe
 class Dataset(Protocol):
     """One split, as dataset_wav_pairs.WavPairsDataset gives it."""
 
-    codec: FrozenEncodec
+    codec: Codec
     keys: list[tuple[str, str]]  # equal exactly where the embeddings are equal
     pairs: list[tuple[os.PathLike, os.PathLike]]  # the WAVs
 
@@ -60,7 +60,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """What continues: embeddings [1, 128, T] of a segment -> the next one's, trained and untrained."""
+    """What continues: embeddings [1, C, T] of a segment -> the next one's, trained and untrained."""
 
     predict: Callable[[torch.Tensor], torch.Tensor]
     shrunk_copy: Callable[[torch.Tensor], torch.Tensor]
@@ -132,7 +132,7 @@ class Comparison:
 
     @torch.no_grad()
     def predict(self, embedding: torch.Tensor, index: int) -> torch.Tensor:
-        """The model's continuation of `embedding`, the input of pair `index`; both [128, T]."""
+        """The model's continuation of `embedding`, the input of pair `index`; both [C, T]."""
         # One at a time: in a batch of another size the last bits would differ, and with them the quantiser's choice.
         predicted = self.model.predict(embedding[None])[0].cpu()
         if not predicted.isfinite().all():
@@ -151,7 +151,7 @@ class Comparison:
 
     @torch.no_grad()
     def continuations(self, index: int) -> dict[str, torch.Tensor]:
-        """Each row's embeddings [128, T] after the input of pair `index`, and TAMPERED's."""
+        """Each row's embeddings [C, T] after the input of pair `index`, and TAMPERED's."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
         rolled = self.predict(source.roll(1, dims=1), index)
@@ -180,43 +180,38 @@ class Comparison:
         return found
 
     def measure(self, sound_pairs: list[int], progress: Progress) -> tuple[dict[str, Errors], dict[str, SoundRow]]:
-        """For each row the errors of all pairs, stacked, and the sound of `sound_pairs`, with a row "truth".
+        """For each row the errors of all pairs, stacked, and the sound of `sound_pairs`.
 
         One pair at a time: a few embeddings and seconds of sound are all that is in memory.
         """
         errors: dict[str, list[Errors]] = {}
         sound: dict[str, SoundRow] = {}
-        listener, chosen = Listener(self.codec), set(sound_pairs)
+        metrics, chosen = SoundMetrics(self.codec), set(sound_pairs)
         for index in range(len(self.dataset)):
             found = self.continuations(index)
             target = found["ceiling"]
             for name, continuation in found.items():
-                measured = compare(
-                    continuation, target, self.fitted.mean, self.fitted.components, self.codec.frame_rate
-                )
+                measured = compare(continuation, target, self.fitted.mean, self.codec.frame_rate)
                 errors.setdefault(name, []).append(measured)
             if index in chosen:
-                self._listen(index, found, listener, sound)
+                self._add_sound(index, found, metrics, sound)
             progress(index + 1, len(self.dataset), "pairs compared")
         stacked = {name: {k: np.stack([m[k] for m in parts]) for k in parts[0]} for name, parts in errors.items()}
         return stacked, sound
 
-    def _listen(
-        self, index: int, found: dict[str, torch.Tensor], listener: Listener, sound: dict[str, SoundRow]
+    def _add_sound(
+        self, index: int, found: dict[str, torch.Tensor], metrics: SoundMetrics, sound: dict[str, SoundRow]
     ) -> None:
         """Add one pair to the rows of `sound`."""
         keys = {"repeat_input": self.dataset.keys[index][0], "ceiling": self.dataset.keys[index][1]}
         keys["training_mean"] = "the training mean"
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
-        waveform = torch.from_numpy(read_wav(self.dataset.pairs[index][1]))[None]
-        truth = Heard(listener.settled(found["ceiling"]), *listener.listen(waveform))
-        track = self.tracks[index]
-        sound.setdefault("truth", SoundRow()).add_frames(track, truth.reencoded)
+        truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.pairs[index][1]))[None])
         for name in SOUND_ROWS:
             if name in found:
-                heard = listener.hear(found[name], keys.get(name, ""))
-                sound.setdefault(name, SoundRow()).add(track, heard, truth)
+                clip = metrics.decode(found[name], keys.get(name, ""))
+                sound.setdefault(name, SoundRow()).add(clip, truth)
 
 
 def read_wav(path: os.PathLike) -> np.ndarray:

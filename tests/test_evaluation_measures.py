@@ -1,17 +1,15 @@
-"""The measures: in encoded space, the Fréchet distance, log-mel and chroma."""
+"""The measures: in encoded space, log-mel and chroma."""
 
 import math
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import measures, sound
 from evaluation.measures import TrackErrors, compare
-from evaluation.sound import Moments, fad_floor, fad_over_tracks, frechet_distance
 
 # ------------------------------------------------------------------ in encoded space
 
@@ -21,10 +19,9 @@ from evaluation.sound import Moments, fad_floor, fad_over_tracks, frechet_distan
 def test_every_split_of_the_error_adds_up_to_it(frames, frame_rate, seed):
     generator = torch.Generator().manual_seed(seed)
     prediction, target = torch.randn(2, 128, frames, generator=generator).unbind()
-    basis = torch.linalg.qr(torch.randn(128, 128, generator=generator))[0]
-    found = compare(prediction, target, torch.zeros(128, 1), basis, frame_rate)
+    found = compare(prediction, target, torch.zeros(128, 1), frame_rate)
     total = float((prediction.double() - target.double()).square().sum())
-    for part in ("seconds", "bands", "components"):
+    for part in ("seconds", "bands"):
         assert found[part].sum() == pytest.approx(total, rel=1e-6), part
     assert len(found["seconds"]) == len(measures.elements_per_second(frames, 128, frame_rate))
     assert measures.elements_per_second(frames, 128, frame_rate).sum() == frames * 128
@@ -42,15 +39,8 @@ def test_a_wave_of_errors_is_in_its_band(hertz, band):
     assert len(found) == len(measures.BANDS)
 
 
-def test_an_error_along_the_strongest_component_is_in_the_first_group():
-    basis = torch.linalg.qr(torch.randn(128, 128, dtype=torch.float64))[0]
-    for column, group in ((0, 0), (7, 0), (8, 1), (31, 1), (32, 2), (127, 2)):
-        found = measures.error_by_component(basis[:, [column]] * torch.ones(1, 9), basis)
-        assert found[group] == pytest.approx(9)
-
-
 def test_deviation_is_linear_and_blind_to_the_mean():
-    embedding, nothing = torch.randn(128, 50), (torch.zeros(128, 50), torch.zeros(128, 1), torch.eye(128), 75)
+    embedding, nothing = torch.randn(128, 50), (torch.zeros(128, 50), torch.zeros(128, 1), 75)
     once = compare(embedding, *nothing)["deviation"]
     np.testing.assert_allclose(compare(3 * embedding + torch.randn(128, 1), *nothing)["deviation"], 3 * once, rtol=1e-6)
 
@@ -59,9 +49,7 @@ def track_errors(predictions: dict, targets: torch.Tensor, tracks: list[str]) ->
     """Of predictions [pairs, 128, T] for each row, around a mean of 0."""
     errors = {}
     for row, predicted in (predictions | {"training_mean": torch.zeros_like(targets)}).items():
-        parts = [
-            compare(p, y, torch.zeros(128, 1), torch.eye(128), 75) for p, y in zip(predicted, targets, strict=True)
-        ]
+        parts = [compare(p, y, torch.zeros(128, 1), 75) for p, y in zip(predicted, targets, strict=True)]
         errors[row] = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     return TrackErrors(errors, tracks)
 
@@ -97,7 +85,7 @@ def test_skills_of_bands_weighted_by_their_shares_are_the_skill(seed):
     generator = torch.Generator().manual_seed(seed)
     targets, noise = torch.randn(2, 8, 128, 300, generator=generator)
     found = track_errors({"model": 0.6 * targets + 0.2 * noise}, targets, list("aabbccdd"))
-    for part in ("bands", "components", "seconds"):
+    for part in ("bands", "seconds"):
         weighted = np.nansum(found.skill("model", part).value * found.share(part))
         assert weighted == pytest.approx(float(found.skill("model").value)), part
 
@@ -107,85 +95,6 @@ def test_a_track_that_is_the_mean_itself_makes_no_infinity():
     targets[0] = 0
     found = track_errors({"model": torch.zeros_like(targets)}, targets, list("abcdefghijkl"))
     assert np.isfinite(found.skill("model")).all()
-
-
-# ------------------------------------------------------------------ Fréchet distance
-
-
-def moments(mean: np.ndarray, covariance: np.ndarray, count: int = 1001) -> Moments:
-    return Moments(count, torch.from_numpy(mean), torch.from_numpy(covariance) * (count - 1))
-
-
-def random_covariance(rng, dim, rank):
-    root = rng.normal(size=(dim, rank))
-    return root @ root.T / rank
-
-
-def test_distance_of_known_gaussians_is_the_closed_form():
-    rng = np.random.default_rng(0)
-    means, deviations = rng.normal(size=(2, 128)), rng.uniform(0.1, 4, (2, 128))
-    basis = np.linalg.qr(rng.normal(size=(128, 128)))[0]
-    first, second = ((basis * d**2) @ basis.T for d in deviations)  # they commute: (s1 - s2)² along each axis
-    expected = np.sum((means[0] - means[1]) ** 2) + np.sum((deviations[0] - deviations[1]) ** 2)
-    assert frechet_distance(moments(means[0], first), moments(means[1], second)) == pytest.approx(expected, rel=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_distance_is_that_of_scipys_sqrtm(seed):
-    rng = np.random.default_rng(seed)
-    means = rng.normal(size=(2, 32))
-    first, second = random_covariance(rng, 32, 64), random_covariance(rng, 32, 64)
-    root = scipy.linalg.sqrtm(first @ second)
-    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(first + second - 2 * root.real)
-    one, other = moments(means[0], first), moments(means[1], second)
-    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-8)
-    assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-8)
-
-
-@pytest.mark.parametrize("rank", [1, 7, 128])
-def test_distance_of_a_set_to_itself_is_zero_even_if_singular(rank):
-    covariance = random_covariance(np.random.default_rng(rank), 128, rank)
-    same = moments(np.ones(128), covariance)
-    assert abs(frechet_distance(same, same)) < 1e-9 * np.trace(covariance)
-
-
-def test_moments_are_those_of_all_frames():
-    embeddings = torch.randn(7, 128, 50) + 100  # far from 0, where naive sums cancel
-    found = sum((Moments.of(e) for e in embeddings[1:]), Moments.of(embeddings[0]))
-    frames = embeddings.transpose(1, 2).reshape(-1, 128).double().numpy()
-    np.testing.assert_allclose(found.mean, frames.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(frames, rowvar=False), rtol=1e-9, atol=1e-12)
-
-
-def songs(count: int, seed: int, frames: int = 300) -> dict[str, Moments]:
-    """Tracks that differ from each other more than their own frames do."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"track {k}": Moments.of(
-            torch.randn(128, frames, generator=generator) + torch.randn(128, 1, generator=generator)
-        )
-        for k in range(count)
-    }
-
-
-def test_fad_has_a_spread_over_tracks_and_a_floor():
-    truth = songs(12, 1)
-    fad, spread, note = fad_over_tracks(truth, truth)
-    assert abs(fad) < 1e-9 and abs(spread) < 1e-9 and note == ""
-    fad, spread, _ = fad_over_tracks(dict(zip(truth, songs(12, 2).values(), strict=True)), truth)
-    floor = fad_floor(truth, 0)
-    assert fad > 5 * spread > 0
-    assert floor > fad  # half the tracks each: the same music, farther apart
-    assert fad_floor(truth, 0) == floor
-    assert fad_floor(songs(3, 1), 0) is None
-
-
-def test_too_few_frames_are_a_note():
-    fad, spread, note = fad_over_tracks(songs(2, 1, frames=64), songs(2, 2, frames=64))
-    assert (fad, spread) == (None, None)
-    assert "128 frames are too few for a covariance" in note
-    fad, spread, note = fad_over_tracks(songs(2, 1), songs(2, 2))
-    assert fad > 0 and spread is None and note == ""
 
 
 # ------------------------------------------------------------------ log-mel and chroma

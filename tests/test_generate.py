@@ -72,7 +72,7 @@ def test_the_end_is_encoded_in_mid_stream(tmp_path, codec, rng):
     """As the whole song's embedding has it, not with the codec's start-up in it."""
     audio = noise(rng, 6 * 24000)
     soundfile.write(tmp_path / "a.wav", audio, 24000, subtype="FLOAT")
-    segment, before = read_end(str(tmp_path / "a.wav"), 48000, 24000)
+    segment, before = read_end(str(tmp_path / "a.wav"), 48000, codec)
     np.testing.assert_array_equal(np.concatenate([before, segment]), audio[-72000:, 0])
     whole = codec.encode(torch.from_numpy(audio).view(1, 1, -1))[:, :, -150:]
     with_context, alone = encode_end(codec, segment, before), encode_end(codec, segment, before[:0])
@@ -80,7 +80,7 @@ def test_the_end_is_encoded_in_mid_stream(tmp_path, codec, rng):
     error, start_up = ((x - whole).square().mean() / whole.var() for x in (with_context, alone))
     assert error < 1e-4 < 1e-3 < start_up
     soundfile.write(tmp_path / "short.wav", audio[: int(2.9 * 24000)], 24000, subtype="FLOAT")
-    assert len(read_end(str(tmp_path / "short.wav"), 48000, 24000)[1]) == 0, "no whole second before it"
+    assert len(read_end(str(tmp_path / "short.wav"), 48000, codec)[1]) == 0, "no whole second before it"
 
 
 def test_each_segment_is_predicted_from_the_one_before():

@@ -22,7 +22,7 @@ def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
 
 def prints_of(samples: np.ndarray) -> np.ndarray:
     """Of float32 [samples] at 24 kHz, that come in pieces of any length."""
-    fingerprint, at = Fingerprint(), 0
+    fingerprint, at = Fingerprint(SAMPLE_RATE), 0
     for piece in np.random.default_rng(0).integers(1, 200_000, 1000):
         fingerprint.add(samples[at : at + piece].astype(np.float32))
         at += piece
@@ -30,7 +30,7 @@ def prints_of(samples: np.ndarray) -> np.ndarray:
 
 
 def prints_of_file(path) -> np.ndarray:
-    fingerprint = Fingerprint()
+    fingerprint = Fingerprint(SAMPLE_RATE)
     with open_audio(path) as audio:
         for segment in stream_segments(audio, 1, SAMPLE_RATE):
             fingerprint.add(segment)
@@ -43,7 +43,7 @@ def songs(rng):
 
 
 def test_the_pieces_do_not_matter(songs):
-    whole = Fingerprint()
+    whole = Fingerprint(SAMPLE_RATE)
     whole.add(songs[0])
     np.testing.assert_array_equal(whole.prints(), prints_of(songs[0]))
 

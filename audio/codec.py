@@ -1,0 +1,35 @@
+"""What the pipeline asks of a codec. `FrozenEncodec` is the one it uses; another one needs only these names."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Codec(Protocol):
+    """A frozen codec: waveforms to continuous embeddings of C channels, and back."""
+
+    sample_rate: int  # Hz
+    hop_length: int  # samples a frame
+    embedding_dim: int  # C, the channels of an embedding
+    warmup_frames: int  # frames after which the codec's start-up no longer shows; 0 if it has none
+    fingerprint: str  # names the weights: embeddings with different fingerprints do not mix
+    is_pretrained: bool  # has the published weights
+    banner: str  # printed before its results; may be empty
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second: sample_rate / hop_length."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Waveforms [B, 1, samples] -> embeddings [B, C, ceil(samples / hop_length)]."""
+
+    def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, C, frames] -> waveforms [B, 1, frames * hop_length]."""
+
+    def quantize(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, C, frames] -> the same, snapped to the codec's codebooks."""
