@@ -2,11 +2,12 @@
 
     python evaluate_continuation.py                               # best_model.pt -> results_simple/report.html
     python evaluate_continuation.py --checkpoint checkpoints_simple/checkpoint_epoch_10.pt --output_dir results_epoch_10
+    python evaluate_continuation.py --horizon_only --encodec_weights demo      # test a codec: no training needed
 
 Compares the model on the validation split with repeating, averaging, shrinking, holding and looping the input, with
 linear maps of frames and of whole clips, with the training mean and with the codec alone, and says by a stated rule
-whether it works. Writes report.html (open it in a browser), results.json, the figures and the WAVs. Can run beside a
-training.
+whether it works. Measures how far ahead the embeddings are predictable at all. Writes report.html (open it in a
+browser), results.json, the figures and the WAVs. Can run beside a training.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Settings:
     max_sound_pairs: int = setting(
         60, "pairs to decode for log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
     )
+    horizon_only: bool = setting(False, "only measure how far ahead the codec's embeddings are predictable")
     seed: int = seed_setting("all choices")
     cache_dir: str | None = cache_setting()
     device: str = device_setting()
@@ -54,20 +56,33 @@ import json
 import re
 import time
 
-from audio.segments import to_pcm16, write_wav
+from audio.codec import Codec
+from audio.frozen_encodec import load_frozen_encodec
+from audio.log_mel import LogMel
+from audio.weights import PRETRAINED
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import atomic_write, check_output_folder, lock_folder
 from common.progress import Progress
 from dataset.pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.comparison import Comparison, Model, spread_over_tracks
 from evaluation.diagnosis import diagnose, limit
-from evaluation.figures import draw_diagnosis, draw_per_second, mel_decibels, write_spectrogram
+from evaluation.examples import write_example
+from evaluation.figures import draw_diagnosis, draw_per_second
+from evaluation.horizon import Split, draw_horizon, horizon_table, measure_horizon
 from evaluation.measures import TrackErrors, effective_tracks
 from evaluation.report import write_report
-from evaluation.results import gather_evidence, plain, seconds, table_rows, track_table
+from evaluation.results import (
+    gather_evidence,
+    notes,
+    seconds,
+    table_rows,
+    to_json_types,
+    track_table,
+    training_signs,
+)
 from evaluation.rivals import fit
-from evaluation.rows import Comparison, Model, read_wav, spread_over_tracks
 from evaluation.sound import SOUND_S
 from evaluation.verdict import verdict
 from generate_continuation import decode_joined
@@ -83,47 +98,80 @@ OUR_FILES = re.compile(
 
 
 def main() -> int:
-    settings, started = parse_settings(Settings, __doc__), time.monotonic()
-    device, output_dir, dataset_dir = pick_device(settings.device), Path(settings.output_dir), settings.dataset_dir
-    check_output_folder("--output_dir", output_dir)
+    settings = parse_settings(Settings, __doc__)
+    check_output_folder("--output_dir", settings.output_dir)
     check_output_folder("--cache_dir", settings.cache_dir, is_written=False)
-    listed = read_metadata(Path(dataset_dir, METADATA_NAME)).pairs
-    checkpoint = load_checkpoint(settings.checkpoint)  # read once: a running training may replace the file
-    model = SimpleTransformer.from_checkpoint(checkpoint, device)
-    check_is_ours(output_dir)
-    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
-    if codec.banner:
-        print(codec.banner, file=sys.stderr)
-    train, val = (WavPairsDataset(Path(dataset_dir, split), codec, settings.cache_dir) for split in ("train", "val"))
-    if val.num_samples != checkpoint["num_samples"]:
-        raise UserError(
-            f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, those in "
-            f"{dataset_dir} have {val.num_samples}; name the --dataset_dir it was trained on"
-        )
-    rows = {split: rows_of(dataset, listed, dataset_dir) for split, dataset in (("train", train), ("val", val))}
+    check_is_ours(Path(settings.output_dir))
+    (only_horizon if settings.horizon_only else evaluate_checkpoint)(settings)
+    return 0
+
+
+def only_horizon(settings: Settings, codec: Codec | None = None) -> None:
+    """Measure the horizon on dataset and codec alone: a table, horizon.json and horizon.png."""
+    listed = read_metadata(Path(settings.dataset_dir, METADATA_NAME)).pairs
+    codec = codec or load_frozen_encodec(settings.encodec_weights or PRETRAINED, pick_device(settings.device))
+    splits = open_splits(settings, codec, listed)
+    output_dir, progress = Path(settings.output_dir), Progress()
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "an evaluation"):
-        prepare_cache([train, val])
-        progress = Progress()
-        fitted = fit(train, [row.source for row in rows["train"]], model.mean, model.std, progress)
-        trained = Model(lambda x: model(x.to(device)), lambda x: model.shrunk_copy(x.to(device)))
-        comparison = Comparison(trained, val, [row.source for row in rows["val"]], fitted, settings.seed)
-        known = {train.keys[index][1] for index in range(len(train))}
-        copies = [index for index in range(len(val)) if val.keys[index][1] in known]
-        results = evaluate(comparison, rows, copies, settings, checkpoint, progress)
+        horizon = measure_horizon(splits, log_mel_splits(settings, codec, listed), codec.frame_rate, progress)
         progress.close()
-        results["notes"] = notes(results, checkpoint, len(copies))
+        write_json(output_dir / "horizon.json", {"codec": codec.fingerprint, "horizon": horizon})
+        if horizon["seconds"]:
+            print(f"codec {codec.fingerprint}, {settings.dataset_dir}", horizon_table(horizon), sep="\n")
+            draw_horizon(output_dir / "horizon.png", horizon)
+    print(horizon["sentence"])
+
+
+def evaluate_checkpoint(settings: Settings, codec: Codec | None = None) -> None:
+    """Compare the checkpoint with its baselines and write the report. codec: instead of the checkpoint's."""
+    started, device, output_dir = time.monotonic(), pick_device(settings.device), Path(settings.output_dir)
+    listed = read_metadata(Path(settings.dataset_dir, METADATA_NAME)).pairs
+    checkpoint = load_checkpoint(settings.checkpoint)  # read once: a running training may replace the file
+    model = SimpleTransformer.from_checkpoint(checkpoint, device)
+    codec = codec or load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
+    if codec.banner:
+        print(codec.banner, file=sys.stderr)
+    train, val = open_splits(settings, codec, listed)
+    if val.pairs.num_samples != checkpoint["num_samples"]:
+        raise UserError(
+            f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, those in "
+            f"{settings.dataset_dir} have {val.pairs.num_samples}; name the --dataset_dir it was trained on"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with lock_folder(output_dir, "an evaluation"):
+        prepare_cache([train.pairs, val.pairs])
+        progress = Progress()
+        horizon = measure_horizon((train, val), log_mel_splits(settings, codec, listed), codec.frame_rate, progress)
+        fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
+        trained = Model(lambda x: model(x.to(device)), lambda x: model.shrunk_copy(x.to(device)))
+        comparison = Comparison(trained, val.pairs, val.tracks, fitted, settings.seed)
+        results = evaluate(comparison, train, listed, horizon, settings, checkpoint, progress)
+        progress.close()
         results["seconds"] = round(time.monotonic() - started, 1)
         for stale in output_dir.iterdir():
             if OUR_FILES.fullmatch(stale.name) and stale.name not in results["files"]:
                 stale.unlink()
-        results = plain(results)
-        with atomic_write(output_dir / "results.json") as temporary:
-            temporary.write_text(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        results = to_json_types(results)
+        write_json(output_dir / "results.json", results)
         write_report(output_dir / "report.html", results)
     print(*(results["verdict"][part] for part in ("sentence", "transformer", "limit")), sep="\n")
+    print(horizon["sentence"])
     print(f"{output_dir / 'report.html'}: open it in a browser", flush=True)
-    return 0
+
+
+def open_splits(settings: Settings, codec: Codec, listed: list[PairRow], use_cache: bool = True) -> tuple[Split, Split]:
+    """The training and the validation split, and the track of each of their pairs."""
+    splits = []
+    for name in ("train", "val"):
+        dataset = WavPairsDataset(Path(settings.dataset_dir, name), codec, settings.cache_dir, use_cache)
+        splits.append(Split(dataset, [row.source for row in rows_of(dataset, listed, settings.dataset_dir)]))
+    return splits[0], splits[1]
+
+
+def log_mel_splits(settings: Settings, codec: Codec, listed: list[PairRow]) -> tuple[Split, Split]:
+    """The same splits as log-mel spectrograms, computed as they are needed."""
+    return open_splits(settings, LogMel(codec), listed, use_cache=False)
 
 
 def rows_of(dataset: WavPairsDataset, listed: list[PairRow], dataset_dir: str) -> list[PairRow]:
@@ -141,24 +189,25 @@ def rows_of(dataset: WavPairsDataset, listed: list[PairRow], dataset_dir: str) -
 
 def evaluate(
     comparison: Comparison,
-    rows: dict[str, list[PairRow]],
-    copies: list[int],
+    train: Split,
+    listed: list[PairRow],
+    horizon: dict[str, object],
     settings: Settings,
     checkpoint: dict,
     progress: Progress,
 ) -> dict[str, object]:
-    """results.json but for its notes; writes the examples and the figures.
-
-    copies: the validation pairs whose true continuations are in the training split too.
-    """
+    """The content of results.json; writes the examples and the figures."""
     folder, val, codec, tracks = Path(settings.output_dir), comparison.dataset, comparison.codec, comparison.tracks
+    rows = rows_of(val, listed, settings.dataset_dir)
     sound_pairs = spread_over_tracks(tracks, settings.max_sound_pairs, settings.seed, in_runs=True)
     errors, sound = comparison.measure(sound_pairs, progress)
     by_tracks = TrackErrors(errors, tracks)
     elements = codec.embedding_dim * val.num_frames
     per_second = seconds(errors, by_tracks, val.num_frames, codec.embedding_dim, codec.frame_rate)
     diagnosis = diagnose(by_tracks)
-    shared_tracks = {row.source for row in rows["train"]} & set(tracks) | {tracks[index] for index in copies}
+    known = {train.pairs.keys[index][1] for index in range(len(train.pairs))}
+    copies = [index for index in range(len(val)) if val.keys[index][1] in known]  # true continuations trained on
+    shared_tracks = set(train.tracks) & set(tracks) | {tracks[index] for index in copies}
     evidence = gather_evidence(by_tracks, len(shared_tracks))
     table = table_rows(errors, by_tracks, sound, tracks, elements)
     epochs = [line for line in read_metrics(Path(settings.checkpoint).parent / METRICS) if "epoch" in line]
@@ -166,19 +215,25 @@ def evaluate(
     examples = []
     for index in spread_over_tracks(tracks, settings.num_examples, settings.seed):
         skill = 1 - errors["model"]["seconds"][index].sum() / max(errors["training_mean"]["seconds"][index].sum(), 1e-9)
-        examples.append(write_example(comparison, index, rows["val"][index], float(skill), len(examples) + 1, folder))
+        example = write_example(comparison, index, decode_joined, f"example_{len(examples) + 1:02d}", folder)
+        row = rows[index]
+        about = {"pair": row.name, "source": row.source, "start_s": row.start_s, "skill": float(skill)}
+        examples.append(about | example)
         progress(len(examples), settings.num_examples, "examples written")
     draw_per_second(folder / "per_second.png", per_second)
     draw_diagnosis(folder / "diagnosis.png", diagnosis)
     files = ["per_second.png", "diagnosis.png"]
+    if horizon["seconds"]:
+        draw_horizon(folder / "horizon.png", horizon)
+        files.append("horizon.png")
     if epochs:
         draw_curves(folder / CURVES, Path(settings.checkpoint).parent / METRICS)
         files.append(CURVES)
     files += [clip[kind] for example in examples for clip in example["files"].values() for kind in ("wav", "png")]
-    return {
+    results = {
         "format": FORMAT,
         "verdict": verdict(evidence)
-        | {"limit": limit(evidence, diagnosis, by_tracks, *training_signs(checkpoint, epochs))},
+        | {"limit": limit(evidence, diagnosis, by_tracks, *training_signs(checkpoint, epochs), horizon)},
         "checkpoint": {
             "path": printable(settings.checkpoint),
             "epoch": checkpoint["epoch"],
@@ -188,6 +243,7 @@ def evaluate(
         "rows": table,
         "per_second": per_second,
         "diagnosis": diagnosis,
+        "horizon": horizon,
         "reference": {
             "effective_tracks": effective_tracks(by_tracks.scale),
             "ridge_penalty": comparison.fitted.penalty,
@@ -212,70 +268,13 @@ def evaluate(
         },
         "files": files,
     }
+    return results | {"notes": notes(results, checkpoint, len(copies))}
 
 
-def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, bool]:
-    """The pooled skill on the training pairs in the evaluated epoch, and whether the training still improved there.
-
-    None and False if that epoch is not logged.
-    """
-    line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
-    if line is None:
-        return None, False
-    # The error of the training mean on the training pairs is the variance, mean of channels.
-    variance = float(checkpoint["model"]["std"].double().square().mean())
-    still_improved = line is epochs[-1] and line["val_mse"] < min([e["val_mse"] for e in epochs[:-1]], default=0)
-    return 1 - line["train_mse"] / max(variance, 1e-30), still_improved
-
-
-def write_example(
-    comparison: Comparison, index: int, row: PairRow, skill: float, number: int, folder: Path
-) -> dict[str, object]:
-    """WAVs and spectrograms of a pair; what results.json says of them.
-
-    context and truth are the dataset's own; model and ceiling are the second halves of context and embedding decoded
-    in one piece, as generate_continuation.py does it; joined is that piece. All spectrograms of a pair share a scale.
-    """
-    codec, (source, target) = comparison.codec, comparison.dataset[index]
-    clips = {
-        name: read_wav(path) for name, path in zip(("context", "truth"), comparison.dataset.pairs[index], strict=True)
-    }
-    for name, continuation in (("model", comparison.predict(source, index)), ("ceiling", target)):
-        joined, seam = decode_joined(codec, source[None], continuation[None])
-        clips[name] = joined.flatten().numpy()[seam:]
-        if name == "model":
-            clips["joined"] = joined.flatten().numpy()
-    decibels = {name: mel_decibels(clip.clip(-1, 1), codec.sample_rate) for name, clip in clips.items()}
-    top_db = max(decibels["context"].max(), decibels["truth"].max())
-    files = {}
-    for name, clip in clips.items():
-        stem = f"example_{number:02d}_{name}"
-        write_wav(folder / f"{stem}.wav", to_pcm16(clip)[0], codec.sample_rate)
-        write_spectrogram(folder / f"{stem}.png", decibels[name], top_db)
-        files[name] = {"wav": f"{stem}.wav", "png": f"{stem}.png", "seconds": len(clip) / codec.sample_rate}
-    return {"pair": row.name, "source": row.source, "start_s": row.start_s, "skill": skill, "files": files}
-
-
-def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
-    """What the reader of these results must know and the numbers do not say."""
-    found = []
-    if shared := results["dataset"]["shared_tracks"]:
-        found.append(
-            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: this says "
-            "how the model does on tracks it knows."
-        )
-    if copies:
-        found.append(
-            f"{copies} of {results['dataset']['pairs']} true continuations are in the training split too, sample for "
-            "sample."
-        )
-    expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
-    if abs(here / max(expected, 1e-30) - 1) > 1e-3:
-        found.append(
-            f"This is not the validation split of the training (the training mean's MSE is {here:.4g} here and was "
-            f"{expected:.4g} there): make sure that the model was not trained on these tracks."
-        )
-    return found
+def write_json(path: Path, content: dict) -> None:
+    with atomic_write(path) as temporary:
+        text = json.dumps(to_json_types(content), indent=1, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_is_ours(folder: Path) -> None:

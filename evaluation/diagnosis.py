@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evaluation.horizon import SHORT_S, reach_s
 from evaluation.measures import BANDS, TrackErrors
 from evaluation.verdict import COMPARED, LEAST_LEAD, LINEAR_NAME, RIVALS, Evidence, Interval
 
@@ -95,13 +96,23 @@ def what_it_uses(diagnosis: dict) -> str:
 
 
 def limit(
-    evidence: Evidence, diagnosis: dict, by_tracks: TrackErrors, train_skill: float | None, still_improved: bool
+    evidence: Evidence,
+    diagnosis: dict,
+    by_tracks: TrackErrors,
+    train_skill: float | None,
+    still_improved: bool,
+    horizon: dict,
 ) -> str:
     """One line on what limits the model, the first two of these that apply.
 
     train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
-    best.
+    best. horizon: as in results.json; a model that found nothing in embeddings that are not predictable needs no other
+    reason.
     """
+    if not evidence.beats("training_mean") and horizon["seconds"]:
+        reach = reach_s(horizon["seconds"], horizon["embedding"])
+        if reach < SHORT_S:
+            return f"What limits it: the embedding itself. {horizon['sentence']}"
     best = min(COMPARED, key=lambda name: evidence.leads[name].value)
     found = []
     slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from evaluation.comparison import ROWS
 from evaluation.measures import Errors, TrackErrors, by_track, elements_per_second, ratio_over_tracks
-from evaluation.rows import ROWS
 from evaluation.sound import SoundRow, sound_columns
 from evaluation.verdict import COMPARED, RIVALS, Evidence, Interval
 
@@ -84,14 +84,50 @@ def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
     )
 
 
-def plain(value: object) -> object:
+def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, bool]:
+    """The pooled skill on the training pairs in the evaluated epoch, and whether the training still improved there.
+
+    None and False if that epoch is not logged.
+    """
+    line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
+    if line is None:
+        return None, False
+    # The error of the training mean on the training pairs is the variance, mean of channels.
+    variance = float(checkpoint["model"]["std"].double().square().mean())
+    still_improved = line is epochs[-1] and line["val_mse"] < min([e["val_mse"] for e in epochs[:-1]], default=0)
+    return 1 - line["train_mse"] / max(variance, 1e-30), still_improved
+
+
+def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
+    """What the reader of these results must know and the numbers do not say."""
+    found = []
+    if shared := results["dataset"]["shared_tracks"]:
+        found.append(
+            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: this says "
+            "how the model does on tracks it knows."
+        )
+    if copies:
+        found.append(
+            f"{copies} of {results['dataset']['pairs']} true continuations are in the training split too, sample for "
+            "sample."
+        )
+    expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
+    if abs(here / max(expected, 1e-30) - 1) > 1e-3:
+        found.append(
+            f"This is not the validation split of the training (the training mean's MSE is {here:.4g} here and was "
+            f"{expected:.4g} there): make sure that the model was not trained on these tracks."
+        )
+    return found
+
+
+def to_json_types(value: object) -> object:
     """`value` for JSON: arrays and tuples as lists, numbers that are not finite as null."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_json_types(value.tolist())
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from evaluation.comparison import Comparison, Model
 from evaluation.measures import TrackErrors
 from evaluation.results import gather_evidence
 from evaluation.rivals import fit
-from evaluation.rows import Comparison, Model
 from evaluation.verdict import Evidence, verdict
 
 FRAME_RATE = 75

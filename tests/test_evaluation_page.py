@@ -150,6 +150,18 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()
 
 
+def test_the_horizon_needs_no_checkpoint(place, results, run, tmp_path):
+    words = ("--horizon_only", "--checkpoint", "none.pt", "--output_dir", tmp_path / "out", *UNTRAINED)
+    printed = run(*arguments(place, *words)).stdout
+    found = json.loads((tmp_path / "out/horizon.json").read_text())
+    assert found["codec"] == results["checkpoint"]["codec"] and found["horizon"] == results["horizon"]
+    assert found["horizon"]["sentence"] in printed and "ahead" in printed.splitlines()[1]
+    assert (tmp_path / "out/horizon.png").stat().st_size > 5000
+    write_dataset(tmp_path / "ds", [("a.wav", "train"), ("b.wav", "val")])
+    printed = run(*arguments(place, *words, "--dataset_dir", tmp_path / "ds")).stdout
+    assert printed == "The horizon was not measured: it takes two training tracks.\n"
+
+
 @pytest.mark.parametrize("name", ["results.json", "report.html"])
 def test_results_from_elsewhere_are_not_replaced(place, tmp_path, fails, name):
     (tmp_path / name).write_text('{"mine": 1}')
@@ -334,7 +346,7 @@ def test_page_in_a_browser(place, results, browser, dark, width):
         for clip in example["files"].values():
             assert players[clip["wav"]] == pytest.approx(clip["seconds"], abs=0.01)
     images = browser.value("[...document.images].map(i => [i.currentSrc, i.naturalWidth, i.alt])")
-    assert len(images) == 3 + 5 * len(results["examples"])
+    assert len(images) == 4 + 5 * len(results["examples"])
     assert all(drawn > 0 and alt for _, drawn, alt in images)
     assert browser.value("document.documentElement.scrollWidth") <= width  # nothing makes the page scroll sideways
     # What a stranger named a track is text: no element came of it.

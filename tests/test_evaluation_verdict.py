@@ -15,6 +15,8 @@ from evaluation.verdict import COMPARED, COPIES, OPENINGS, RIVALS, Evidence, Int
 
 ABOVE, AROUND, BELOW = Interval(0.2, 0.1, 0.3), Interval(0.05, -0.1, 0.2), Interval(-0.2, -0.3, -0.1)
 
+NO_HORIZON = {"seconds": [], "sentence": ""}
+
 
 def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=0, higher=(), **leads):
     return Evidence(
@@ -261,13 +263,14 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
     train, val = loops(rng), loops(rng)
     found, _, by_tracks = examine(shrunk_copy(train), train, val)
     diagnosis = diagnose(by_tracks)
-    assert "looping the input at its own period reaches +0.8" in limit(found, diagnosis, by_tracks, None, False)
-    assert "its best epoch is the last one" in limit(found, diagnosis, by_tracks, 0.0, True)
-    assert "knows its training pairs better than new ones (skill +0.90" in limit(found, diagnosis, by_tracks, 0.9, True)
+    told = found, diagnosis, by_tracks
+    assert "looping the input at its own period reaches +0.8" in limit(*told, None, False, NO_HORIZON)
+    assert "its best epoch is the last one" in limit(*told, 0.0, True, NO_HORIZON)
+    assert "knows its training pairs better than new ones (skill +0.90" in limit(*told, 0.9, True, NO_HORIZON)
 
     def limit_of(predict, train: World, val: World) -> str:
         found, _, by_tracks = examine(predict, train, val)
-        return limit(found, diagnose(by_tracks), by_tracks, None, False)
+        return limit(found, diagnose(by_tracks), by_tracks, None, False, NO_HORIZON)
 
     jukebox, chain = Jukebox(rng), Jukebox(rng, coin=False)
     assert "averages out, as MSE asks" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
@@ -280,6 +283,19 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
         assert word in limit_of(lambda x: strength * answers(x), *pairs)  # noqa: B023
     mean = statistics(pairs[0])[0]
     assert "it has found next to nothing" in limit_of(lambda x: mean.expand_as(x), *pairs)
+
+
+def test_an_unpredictable_embedding_is_the_reason_for_a_model_that_found_nothing(rng):
+    train, val = independent(rng), independent(rng)
+    curve = {"skill": np.array([0.4, 0.2, 0.0]), "low": np.array([0.3, 0.1, -0.1])}
+    horizon = {"seconds": [0.1, 0.2, 0.4], "embedding": curve, "sentence": "By a linear map, nothing."}
+    mean = statistics(train)[0]
+    found, _, by_tracks = examine(lambda x: mean.expand_as(x), train, val)
+    told = found, diagnose(by_tracks), by_tracks, 0.9, True
+    assert limit(*told, horizon) == "What limits it: the embedding itself. By a linear map, nothing."
+    assert "more music" in limit(*told, horizon | {"seconds": [1, 2, 4]}), "predictable for 2 s"
+    found, _, by_tracks = examine(oracle(val), train, val)
+    assert "embedding itself" not in limit(found, diagnose(by_tracks), by_tracks, 0.9, True, horizon)
 
 
 def test_a_drift_that_is_held_is_a_copy(rng):

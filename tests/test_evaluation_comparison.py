@@ -16,10 +16,10 @@ from audio.segments import write_wav
 from common.errors import UserError
 from dataset.pairs import PairRow, write_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.comparison import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
 from evaluation.measures import TrackErrors, one_thread
-from evaluation.results import gather_evidence, plain, seconds, table_rows, track_table
+from evaluation.results import gather_evidence, seconds, table_rows, to_json_types, track_table
 from evaluation.rivals import fit
-from evaluation.rows import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
 from evaluation.sound import SOUND_S, SoundMetrics
 
 RATE = 24000
@@ -160,7 +160,7 @@ def test_a_single_track_has_no_other(dataset):
     assert rows["model"]["mse"] == rows["repeat_input"]["mse"]
     assert rows["model"]["log_mel_distance"] == pytest.approx(rows["repeat_input"]["log_mel_distance"], rel=1e-6)
     assert gather_evidence(by_tracks, 0).input_cost is None
-    assert plain(rows)["model"]["skill_interval"] == [None, None]
+    assert to_json_types(rows)["model"]["skill_interval"] == [None, None]
 
 
 def test_a_broken_model_is_named(dataset):
