@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 export PIP_USER = 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test test-all lint format soak bench study clean
+.PHONY: help install demo music experiment test test-all lint format soak bench study clean
 
 help:
 	@echo "make demo      synthesise music, train on it, continue it, judge it: the whole pipeline in a few minutes"
+	@echo "make music     fetch 14 hours of free recordings from Debian's or Ubuntu's package archive into music/ (670 MB)"
+	@echo "make experiment  the original experiment at its own size on the music in music/ (QUICK=1: 20 minutes on 2 cores)"
 	@echo "make test      the quick tests, offline"
 	@echo "make test-all  all tests: kills, full disks, browser, SLURM where it is installed"
 	@echo "make lint      ruff (rules and format) and shellcheck"
@@ -35,6 +37,12 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo/run_demo.sh
+
+music: $(VENV)/.installed
+	$(BIN)/python demo/get_music.py --output_dir music
+
+experiment: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" QUICK="$(QUICK)" bash demo/run_experiment.sh
 
 # Several files of tests at once, with one thread each: twice as fast on two cores.
 test: $(VENV)/.installed-dev

@@ -1,0 +1,134 @@
+"""demo/get_music.py with the real apt, on a small package archive of our own."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import one_line, run_script
+
+SCRIPT = "demo/get_music.py"
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(name) is None for name in ("apt-get", "apt-cache", "dpkg-deb")), reason="needs apt and dpkg"
+)
+
+
+class Archive:
+    """A package archive on this disk, and an apt that knows only it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.packages = folder, []
+        for name in ("repo", "lists/partial", "cache/archives/partial", "parts"):
+            (folder / name).mkdir(parents=True)
+        (folder / "sources.list").write_text(f"deb [trusted=yes] file:{folder}/repo ./\n")
+        options = {
+            "Dir::State::lists": folder / "lists", "Dir::Cache": folder / "cache",
+            "Dir::Etc::sourcelist": folder / "sources.list", "Dir::Etc::sourceparts": folder / "parts",
+            "APT::Sandbox::User": "root", "Acquire::Languages": "none",
+        }  # fmt: skip
+        (folder / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in options.items()))
+        self.env = {"APT_CONFIG": str(folder / "apt.conf")}
+
+    def add(self, name: str, version: str, sounds: list[str], in_pk3: bool = False) -> None:
+        """A package with a second of sound under each name, in a zip if `in_pk3`."""
+        root = self.folder / name
+        for number, sound in enumerate(sounds):
+            path = root / "usr/share/games" / sound
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.1 * np.random.default_rng(number).normal(size=36_000), 36_000)
+        if in_pk3:
+            with zipfile.ZipFile(root / "usr/share/games/0music.pk3", "w") as pk3:
+                for sound in sounds:
+                    pk3.write(root / "usr/share/games" / sound, f"music/{sound}")
+                    (root / "usr/share/games" / sound).unlink()
+        copyright_file = root / "usr/share/doc" / name / "copyright"
+        copyright_file.parent.mkdir(parents=True)
+        copyright_file.write_text("License: CC-BY-3.0")
+        (root / "DEBIAN").mkdir()
+        control = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: x <x@localhost>\nDescription: x\n"
+        )
+        (root / "DEBIAN/control").write_text(control)
+        deb = self.folder / "repo" / f"{name}.deb"
+        subprocess.run(["dpkg-deb", "-b", root, deb], check=True, capture_output=True)
+        digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+        self.packages.append(f"{control}Filename: ./{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n")
+
+    def update(self) -> None:
+        (self.folder / "repo/Packages").write_text("\n".join(self.packages))
+        subprocess.run(["apt-get", "update"], env=os.environ | self.env, check=True, capture_output=True)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    archive = Archive(tmp_path / "archive")
+    archive.add("wesnoth-1.16-music", "1:1.16.9-1", ["old.ogg"])
+    archive.add("wesnoth-1.18-music", "1:1.18.2-1", ["loyalists.ogg", "a/knolls.ogg", "b/knolls.ogg"])
+    archive.add("ufoai-music", "2.5-2", ["geoscape.ogg"], in_pk3=True)
+    archive.update()
+    return archive
+
+
+def names(music: Path) -> set[str]:
+    return {str(path.relative_to(music)) for path in music.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+EXPECTED = {
+    "SOURCES.txt", "ufoai-music/copyright", "ufoai-music/geoscape.ogg", "wesnoth-1.18-music/copyright",
+    "wesnoth-1.18-music/b_knolls.ogg", "wesnoth-1.18-music/knolls.ogg", "wesnoth-1.18-music/loyalists.ogg",
+}  # fmt: skip
+
+
+def test_what_there_is_is_fetched_once(tmp_path, archive):
+    music = tmp_path / "music"
+    done = run_script(SCRIPT, "--output_dir", music, **archive.env)
+    assert done.stdout.startswith(f"downloading 0 MB to {music}/, packages: 2\n") and names(music) == EXPECTED
+    assert "asc-music: not in this release's package lists; continuing without it" in done.stderr
+    assert len(done.stderr.splitlines()) == 6
+    rows = [row.split("\t") for row in (music / "SOURCES.txt").read_text().splitlines()]
+    assert rows[0] == ["package", "version", "files", "hours", "license_file"]
+    assert rows[1] == ["wesnoth-1.18-music", "1:1.18.2-1", "3", "0.00", "wesnoth-1.18-music/copyright"]
+    before = {path: path.stat().st_mtime_ns for path in music.rglob("*.ogg")}
+    again = run_script(SCRIPT, "--output_dir", music, **archive.env)
+    assert "downloading" not in again.stdout and "4 files, 0.0 h" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in music.rglob("*.ogg")}
+
+
+def test_a_killed_run_resumes(tmp_path, archive):
+    """With one package fetched, another half unpacked, and no row for a folder that was just renamed."""
+    music = tmp_path / "music"
+    run_script(SCRIPT, "--output_dir", music, **archive.env)
+    rows = (music / "SOURCES.txt").read_text().splitlines()
+    (music / "SOURCES.txt").write_text("\n".join(rows[:2]) + "\n")
+    (music / "ufoai-music/geoscape.ogg").unlink()
+    (music / ".fetching/unpacked").mkdir(parents=True)
+    (music / ".fetching/ufoai-music.deb").write_text("half")
+    first = (music / "wesnoth-1.18-music/loyalists.ogg").stat()
+    done = run_script(SCRIPT, "--output_dir", music, **archive.env)
+    assert "packages: 1\n" in done.stdout and names(music) == EXPECTED
+    assert (music / "wesnoth-1.18-music/loyalists.ogg").stat().st_mtime_ns == first.st_mtime_ns
+    assert (music / "SOURCES.txt").read_text().splitlines() == rows
+
+
+def test_what_is_missing_is_one_line_with_the_remedy(tmp_path, archive):
+    def last_line(**env: str) -> str:
+        done = run_script(SCRIPT, "--output_dir", tmp_path / "music", status=1, **env)
+        return one_line(done.stderr.splitlines()[-1], "or put your own music into ")
+
+    for deb in (archive.folder / "repo").glob("*.deb"):
+        deb.unlink()  # as without a network: the lists are there, the packages are not
+    assert "wesnoth-1.18-music: no download (" in last_line(**archive.env)
+    shutil.rmtree(archive.folder / "lists")
+    (archive.folder / "lists/partial").mkdir(parents=True)
+    (archive.folder / "sources.list").write_text("")
+    shutil.rmtree(archive.folder / "cache")
+    (archive.folder / "status").touch()
+    with open(archive.folder / "apt.conf", "a") as file:
+        file.write(f'Dir::State::status "{archive.folder}/status";\n')
+    assert "run apt-get update as root first" in last_line(**archive.env)
+    assert "apt-cache: not on this machine" in last_line(PATH="")
