@@ -19,7 +19,9 @@ import numpy as np
 
 from audio.base import AudioError, AudioReader, second_file
 
-STRICT = {"err_detect": "crccheck+bitstream+explode"}  # FFmpeg's decoders: report damage, do not conceal it
+# FFmpeg's decoders report damage and do not conceal it. With "bitstream" they would also mute a granule of an MP3 whose
+# encoder misstated its size, as GarageBand does.
+STRICT = {"err_detect": "crccheck+explode"}
 TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between and behind the frames of an MP3
 GATHERED = 1 << 16  # samples: frames of 1,000, each handled in Python, would halve the speed
 # The containers whose header states the length. FFmpeg estimates that of the others by their size.
@@ -73,6 +75,10 @@ class FfmpegReader(AudioReader):
             raise AudioError("its sound is protected, or in a format that FFmpeg does not know")
         codec = self._stream.codec_context
         codec.options, codec.thread_count = STRICT, 1
+        # PyAV frees a layout that is a list of positions twice, which ends the process. Positions do not matter here.
+        if channels := (layout := codec.layout).nb_channels:
+            codec.layout = f"{channels} channels"
+        del layout  # not before: it owned the list
         lengths = [float(self._stream.duration * self._stream.time_base)] if self._stream.duration else []
         if self._container.duration and (lengths or len(self._container.streams) == 1):
             lengths.append(self._container.duration / av.time_base)
@@ -175,31 +181,30 @@ class FfmpegReader(AudioReader):
         return f"cut off at {self._at()}: its last page is missing"
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        fifo, resampler = av.AudioFifo(), None
+        for (rate, *_), frames in itertools.groupby(self._frames, _kind):
+            if rate != self.sample_rate:
+                self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
+            yield from self._blocks(frames)
 
-        def blocks(count: int) -> Iterator[np.ndarray]:
-            nonlocal resampler
-            while (frame := fifo.read(count)) is not None:
+    def _blocks(self, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
+        """Frames of one kind, which is what a fifo and a resampler take, as mono blocks."""
+        fifo, resampler = av.AudioFifo(), None
+        for frame in itertools.chain(frames, [None]):
+            if frame is not None:
+                frame.pts = None  # checked in _decode
+                fifo.write(frame)
+            while (gathered := fifo.read(GATHERED if frame else 0)) is not None:
                 # Packed samples: reading planar ones of 8 channels ends the process.
-                resampler = resampler or av.AudioResampler("flt", frame.layout, self.sample_rate)
-                for packed in resampler.resample(frame):
-                    channels = len(packed.layout.channels)
+                resampler = resampler or av.AudioResampler("flt", gathered.layout, self.sample_rate)
+                for packed in resampler.resample(gathered):
+                    channels = packed.layout.nb_channels
                     values = np.frombuffer(packed.planes[0], np.float32)[: packed.samples * channels]
                     self.seconds += packed.samples / self.sample_rate
                     yield self._mono(values.reshape(-1, channels))
 
-        for frame in self._frames:
-            frame.pts = None  # checked in _decode
-            try:
-                fifo.write(frame)
-            except ValueError:  # its rate, channels or sample format are not those of the frames before
-                yield from blocks(0)
-                if frame.sample_rate != self.sample_rate:
-                    self.problem = f"changes to {frame.sample_rate} Hz at {self._at()}, used as well"
-                fifo, resampler = av.AudioFifo(), None
-                fifo.write(frame)
-            yield from blocks(GATHERED)
-        yield from blocks(0)
+
+def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.format.name, frame.layout.name
 
 
 def _reason(error: Exception) -> str:

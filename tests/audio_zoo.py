@@ -189,6 +189,26 @@ if FFMPEG:
     add("variable rate.mp3", put(lambda: encode("mp3", "-q:a", "2", "-write_xing", "0")), 11.9, **LOSSY)
     add("joined.mp3", put(lambda: encode("mp3", *MP3) + END_TAG + tag(60) + encode("mp3", *MP3)), 23.9, **LOSSY)
     add("mono, then stereo.mp3", put(lambda: bare("-ac", "1") + bare()), 23.9, **LOSSY)
+    add("stereo, then mono.mp3", put(lambda: bare() + bare("-ac", "1")), 23.9, **LOSSY)
+    aac, ac3 = (functools.partial(encode, end, "-b:a", "448k") for end in ("aac", "ac3"))
+    for kind, whole in {"aac": aac, "ac3": ac3}.items():
+        six = whole("-ac", "6", "-af", "pan=5.1|FL=FL|FR=FR|FC=0.5*FL+0.5*FR|BL=FL|BR=FR")
+        add(f"six channels, then two.{kind}", put(lambda six=six, whole=whole: six + whole()), 23.9, **LOSSY)
+        add(f"two channels, then six.{kind}", put(lambda six=six, whole=whole: whole() + six), 23.9, **LOSSY)
+    for layout, count in {"6.1": 7, "7.0": 7, "7.1": 8}.items():
+        pan = "|".join([f"pan={layout}", *(f"c{i}=0.5*c0+0.5*c1" for i in range(count))])
+        add(f"{layout}.mov", put(lambda pan=pan: encode("mov", "-af", pan, "-c:a", "pcm_s16le")))
+    add("misstated granules.mp3", put(lambda: misstated(bare())), 11.9, **LOSSY)
+
+    def misstated(mp3: bytes) -> bytes:
+        """In every 20th frame the last granule says that it is 3 bits shorter than it is, as GarageBand has it."""
+        changed = bytearray(mp3)
+        for at in frames(mp3)[10::20]:
+            side = slice(at + 4, at + 36)  # 20 bits, then 59 for each granule, which begin with its length of 12
+            shorter = int.from_bytes(mp3[side], "big") - (3 << 256 - 20 - 3 * 59 - 12)
+            changed[side] = shorter.to_bytes(32, "big")
+        return bytes(changed)
+
     changes = {"says": "changes to 48000 Hz at 12.0", **LOSSY}
     add("joined, zeros in the second.mp3", put(lambda: encode("mp3", *MP3) + overwritten(encode("mp3", *MP3), 0.5,
         bytes(4000))), 17.9, says="damaged at 18.0", **LOSSY)  # fmt: skip
