@@ -64,7 +64,9 @@ class FfmpegReader(AudioReader):
             file.seek(start)
             source = io.BytesIO(MUSEPACK_INDEX.sub(rb"\1ZZ\2", file.read(), count=1))
         try:
-            self._container = av.open(source, metadata_errors="ignore", options={"protocol_whitelist": "file,subfile"})
+            self._container = av.open(
+                source, metadata_errors="ignore", container_options={"protocol_whitelist": "file,subfile"}
+            )
         except (av.FFmpegError, ValueError) as error:
             file.seek(start + 4)
             if "moov atom not found" in str(error) and file.read(4) in (b"ftyp", b"mdat", b"wide", b"free"):
@@ -219,10 +221,13 @@ class FfmpegReader(AudioReader):
         return f"cut off at {self._at()}: its last page is missing"
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for (rate, *_), frames in itertools.groupby(self._frames, _kind):
-            if rate != self.sample_rate:
-                self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
-            yield from self._blocks(frames)
+        try:
+            for (rate, *_), frames in itertools.groupby(self._frames, _kind):
+                if rate != self.sample_rate:
+                    self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
+                yield from self._blocks(frames)
+        except av.FFmpegError as error:  # of the conversion, which takes at most 64 channels
+            self.problem = f"what follows {self.seconds:.2f} s cannot be converted ({error.strerror}) and is not used"
 
     def _blocks(self, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
         """Frames of one kind, which is what a fifo and a resampler take, as mono blocks."""

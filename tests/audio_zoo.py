@@ -444,3 +444,6 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     "giant atom.m4a": lambda: struct.pack(">I", 24) + b"ftypM4A " + bytes(12) + struct.pack(">I", 0x7FFFFFFF) + b"moov",
     "giant block.flac": lambda: b"fLaC\x04\xff\xff\xff" + bytes(200),
 }
+
+# FFmpeg 8 divides by zero where it finds no "(c)CRI" in an ADX, a format of games: the process that opens it ends.
+DEADLY = bytes.fromhex("80000020031204020000ac440004ba0001f40300") + bytes(10) + b"(c)XRI" + (b"\0P" + b"!" * 16) * 400

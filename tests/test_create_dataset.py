@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
+from audio_zoo import DEADLY
 from conftest import ROOT, main_of, noise, write_track
 from test_segments import whole_resample
 
@@ -331,6 +332,20 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     assert "note nan.wav: segments with NaN or samples beyond 100 times full scale, left out: 1" in result.stderr
     assert metadata.settings["skipped_files"] == "7" and metadata.settings["non_finite_segments"] == "1"
     assert "cover.jpg" not in result.stderr and "list.m3u" not in result.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_that_ends_the_process_that_reads_it_is_named_and_skipped(tmp_path, create, workers):
+    for number in range(5):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    create(tmp_path / "m", tmp_path / "without")
+    (tmp_path / "m/deadly.adx").write_bytes(DEADLY)
+    result = create(tmp_path / "m", tmp_path / "d", "--num_workers", workers)
+    metadata = read_metadata(tmp_path / "d/metadata.txt")
+    assert [name for name, _ in metadata.skipped] == ["deadly.adx"]
+    assert sum("deadly.adx" in line for line in result.stderr.splitlines()) == 1
+    assert metadata.digests == read_metadata(tmp_path / "without/metadata.txt").digests
+    assert not (tmp_path / "d/.staging").exists()
 
 
 @pytest.mark.parametrize("happens", ["grows", "shrinks", "vanishes"])
