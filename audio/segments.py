@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -68,18 +68,23 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
         track, track_start = track[next_start - track_start :], next_start
 
 
-def read_last_samples(path: str | os.PathLike, num_samples: int, sample_rate: int) -> tuple[np.ndarray, str]:
+def read_last_samples(
+    path: str | os.PathLike,
+    num_samples: int,
+    sample_rate: int,
+    progress: Callable[[AudioReader], Iterable[np.ndarray]] = iter,
+) -> tuple[np.ndarray, str]:
     """The last `num_samples` of a file at `sample_rate` Hz, float32 [num_samples or all there are], mono.
 
     Returns them with what is not whole in the file ("" if nothing). They equal the end of the whole track's resample.
-    Raises AudioError for a file that cannot be read.
+    `progress` passes the audio's blocks on. Raises AudioError for a file that cannot be read.
     """
     with open_audio(path) as audio:
         o, n = _ratio(audio.sample_rate, sample_rate)
         needed = math.ceil(num_samples * o / n) + (_context_periods(o, n) + 2) * o
         blocks: deque[np.ndarray] = deque()
         have = dropped = 0
-        for block in audio:
+        for block in progress(audio):
             blocks.append(block)
             have += len(block)
             while have - len(blocks[0]) >= needed:
