@@ -227,7 +227,9 @@ class FfmpegReader(AudioReader):
                     self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
                 yield from self._blocks(frames)
         except av.FFmpegError as error:  # of the conversion, which takes at most 64 channels
-            self.problem = f"what follows {self.seconds:.2f} s cannot be converted ({error.strerror}) and is not used"
+            if not self.seconds:
+                raise AudioError(f"its samples cannot be converted ({error.strerror})") from error
+            self.problem = f"what follows {self.seconds:.2f} s cannot be converted and is not used"
 
     def _blocks(self, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
         """Frames of one kind, which is what a fifo and a resampler take, as mono blocks."""

@@ -117,6 +117,7 @@ for channels in (1, 6, 32):
         functools.partial(np.tile, reps=(1, channels // 2)) if channels > 1 else (lambda x: x[:, :1] / 2 + x[:, 1:] / 2)
     )
     add(f"{channels} channels.wav", lambda path, tile=tile: write(path, tile(song()), subtype="FLOAT"))
+add("plain.wav", write)
 add("wav inside.mp3", functools.partial(write, format="WAV"))
 add("promises 4 GB.wav", put(lambda: wav()[:40] + b"\xff\xff\xff\xff" + wav()[44:]))
 add("recorder was killed.wav", put(lambda: wav()[:4] + bytes(4) + wav()[8:40] + bytes(4) + wav()[44:]))
@@ -322,6 +323,16 @@ if FFMPEG:
         film_of = functools.partial(encode, end, *small, *codec)
         add(f"film.{end}", put(film_of), 11.9, **LOSSY)
         add(f"film, cut.{end}", put(lambda film_of=film_of: cut(film_of(), 0.6)), 5, says=" at ", **LOSSY)
+    add(
+        "211 channels.avi",
+        put(lambda: many_channels(encode("avi", "-c:a", "pcm_s16le"))),
+        refused="cannot be converted",
+    )
+
+    def many_channels(avi: bytes) -> bytes:
+        at = avi.index(b"strf") + 10
+        return avi[:at] + b"\xd3\0" + avi[at + 2 :]
+
     add("pcm, cut.avi", put(lambda: cut(encode("avi", "-c:a", "pcm_s16le"), 0.6)), 6.9, says="cut off at")
     fragments = ("-movflags", "frag_keyframe+empty_moov", "-frag_duration", "2000000")
     add("fragments.mp4", put(lambda: encode("mp4", *AAC, *fragments)), 11.9, **LOSSY)
