@@ -28,7 +28,7 @@ from audio.ffmpeg import FfmpegReader
 __all__ = ["AudioError", "AudioReader", "open_audio"]
 
 # What libsndfile is asked to read; only FFmpeg reads MP3 in a WAV (format tag 0x55).
-PCM_HEAD = re.compile(rb"RIF[FX]|RF64|riff|FORM|caff|\.snd|Creative Voice|fLaC")
+PCM_HEAD = re.compile(rb"RIF[FX]|RF64|FORM|caff|\.snd|fLaC")
 MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a pipe
 READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says

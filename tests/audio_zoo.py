@@ -187,6 +187,9 @@ if FFMPEG:
     for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac"), "mka": ("-c:a", "flac"),
                        "aiff": ()}.items():  # fmt: skip
         add(f"lossless.{end}", put(functools.partial(encode, end, *codec)))
+    # libsndfile takes the floats of the first for integers, and the headers of the second's blocks for samples.
+    add("floats.w64", put(lambda: encode("w64", "-c:a", "pcm_f32le")))
+    add("blocks.voc", put(lambda: encode("voc")))
     add("eight channels.m4a", put(lambda: encode("m4a", "-ac", "8", *AAC)), 11.9, **LOSSY)
     add("mp3 inside.wav", put(lambda: encode("wav", *MP3)), 11.9, **LOSSY)
     add("cover in front.flac", put(lambda: tag(300_000) + encode("flac")))
