@@ -68,6 +68,7 @@ RECORDED = (
     "seed",
 )  # what makes another dataset
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
+AGAIN = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons that need not hold next time
 MOST_LINES = 5  # about files with the same problem
 PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
 
@@ -190,8 +191,8 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
             f"--input_dir {input_dir}: no usable pair of {settings.segment_duration} s segments in {len(sources)} "
             f"audio files, for the reasons above{_shorter_segments(selection, settings)}"
         )
-    # A file that changed meanwhile stays out of the listing, so that the next run does not call this complete.
-    finished = [source for source in sources if selection.skipped.get(source) != CHANGED]
+    # A file that changed meanwhile, or whose reader was killed, stays out of the listing: the next run tries it again.
+    finished = [source for source in sources if not AGAIN.search(selection.skipped.get(source, ""))]
     recorded["input_files"] = listing(input_dir, sorted(finished, key=os.fsencode))
     _write(selection, recorded, settings)
     remove_staged(output_dir)

@@ -12,9 +12,11 @@ An input that cannot be continued is named and skipped; the exit status is then 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -51,12 +53,13 @@ import soundfile
 import torch
 
 from audio.codec import Codec
-from audio.reading import AudioError
+from audio.reading import AudioError, AudioReader
 from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, remove_partial_files
 from common.progress import Progress
+from common.workers import Workers
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
 
@@ -89,28 +92,44 @@ def decode_joined(codec: Codec, context: torch.Tensor, continuation: torch.Tenso
     return codec.decode(joined).cpu(), context.shape[2] * codec.hop_length
 
 
-def read_end(path: str, num_samples: int, codec: Codec) -> tuple[np.ndarray, np.ndarray]:
-    """The last `num_samples` of a song, and the codec's warm-up before them (empty if the song is too short), float32.
+@dataclass
+class End:
+    """The end of a song: float32 [samples], and the codec's warm-up before it, empty if the song is too short."""
 
-    Prints a note where the file is not whole, or ends in silence. Raises AudioError for a song that cannot be read, is
-    too short, or does not end in numbers that are sound.
+    segment: np.ndarray
+    before: np.ndarray
+    note: str = ""  # what is not whole, or that it is silent
+
+
+def read_end(path: str, num_samples: int, context_samples: int, sample_rate: int) -> End | str:
+    """The last `num_samples` of a song and `context_samples` before them, or why it cannot be continued.
+
+    It cannot if it cannot be read, is too short, or does not end in numbers that are sound.
     """
-    sample_rate, context_samples = codec.sample_rate, codec.warmup_frames * codec.hop_length
-    samples, problem = read_last_samples(path, num_samples + context_samples, sample_rate)
+    try:
+        samples, note = read_last_samples(path, num_samples + context_samples, sample_rate, _with_progress)
+    except AudioError as error:
+        return str(error)
     if len(samples) < num_samples:
         seconds, needed = len(samples) / sample_rate, num_samples / sample_rate
-        raise AudioError(f"{seconds:.2f} s long; a continuation needs at least {needed:g} s")
+        return f"{seconds:.2f} s long; a continuation needs at least {needed:g} s"
     if not (np.abs(samples) <= MAX_SAMPLE).all():
-        raise AudioError(f"its end holds NaN, or samples beyond {MAX_SAMPLE:.0f} times full scale")
+        return f"its end holds NaN, or samples beyond {MAX_SAMPLE:.0f} times full scale"
     loud = np.flatnonzero(np.abs(samples) > SILENCE)
     silent_s = (len(samples) - 1 - loud[-1] if len(loud) else len(samples)) / sample_rate
     if silent_s > 1:
-        problem = "; ".join(filter(None, [problem, f"ends in {silent_s:.1f} s of silence, from which it is continued"]))
-    if problem:
-        print(f"note {printable(path)}: {problem}", file=sys.stderr)
+        note = "; ".join(filter(None, [note, f"ends in {silent_s:.1f} s of silence, from which it is continued"]))
     if len(samples) < num_samples + context_samples:
-        return samples[-num_samples:], samples[:0]
-    return samples[context_samples:], samples[:context_samples]
+        return End(samples[-num_samples:], samples[:0], note)
+    return End(samples[context_samples:], samples[:context_samples], note)
+
+
+def _with_progress(audio: AudioReader) -> Iterator[np.ndarray]:
+    progress = Progress()
+    for block in audio:
+        yield block
+        progress(audio.seconds / 60, max(audio.seconds, audio.duration_s) / 60, "minutes of the input read")
+    progress.close()
 
 
 def encode_end(codec: Codec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:
@@ -161,11 +180,17 @@ def main() -> int:
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     ends = []
-    for path, name in zip(settings.inputs, names, strict=True):
-        try:
-            ends.append((path, name, *read_end(path, checkpoint["num_samples"], codec)))
-        except AudioError as error:
-            print(f"skipped {printable(path)}: {error}", file=sys.stderr, flush=True)
+    sizes = {"num_samples": checkpoint["num_samples"], "context_samples": codec.warmup_frames * codec.hop_length}
+    read = functools.partial(read_end, **sizes, sample_rate=codec.sample_rate)
+    with Workers(1) as workers:  # a process of its own, as a damaged file may end it
+        found = workers.map(read, settings.inputs, lambda _, reason: reason)
+        for path, name, end in zip(settings.inputs, names, found, strict=True):
+            if isinstance(end, str):
+                print(f"skipped {printable(path)}: {end}", file=sys.stderr, flush=True)
+                continue
+            if end.note:
+                print(f"note {printable(path)}: {end.note}", file=sys.stderr)
+            ends.append((path, name, end))
     if not ends:
         return 1
     if codec.banner:
@@ -173,8 +198,8 @@ def main() -> int:
     output_dir.mkdir(parents=True, exist_ok=True)
     remove_partial_files(output_dir, min_age_s=3600)
     progress = Progress()
-    for path, name, segment, before in progress.over(ends, len(ends), "songs continued"):
-        context = encode_end(codec, segment, before)
+    for path, name, end in progress.over(ends, len(ends), "songs continued"):
+        context = encode_end(codec, end.segment, end.before)
         continuation = continue_embeddings(model, context, settings.num_segments)
         if settings.quantize:
             continuation = codec.quantize(continuation)
@@ -182,7 +207,7 @@ def main() -> int:
             raise UserError(f"{settings.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
         joined, seam = decode_joined(codec, context, continuation)
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
-        waveforms = (to_pcm16(segment)[0], pcm16[seam:], pcm16)
+        waveforms = (to_pcm16(end.segment)[0], pcm16[seam:], pcm16)
         for part, samples in zip(PARTS, waveforms, strict=True):
             write_wav(f"{name}_{part}.wav", samples, codec.sample_rate, OURS)
         note = f", {clipped} samples clipped" if clipped else ""

@@ -14,7 +14,6 @@ or checkpoints_simple/metrics.jsonl.
 from __future__ import annotations
 
 import logging
-import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -101,7 +100,6 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
     started = None
     try:
-        multiprocessing.resource_tracker.ensure_running()  # starting it would unblock SIGINT
         with hold_interrupt():  # the processes import torch first, and would print a traceback each
             started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
         while not started.join(grace_period=5):

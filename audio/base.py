@@ -8,6 +8,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between the frames of an MP3, and behind the end of any file
+# A size in a header: from here on it means that the program which wrote it, to a pipe, did not know it; what is less.
+UNKNOWN_BYTES, SLACK_BYTES = 0x7FFF0000, 4096
 SECOND_FILE = re.compile(rb"RIFF....WAVE|fLaC\0\0\0\x22", re.DOTALL)
 
 
@@ -36,6 +39,7 @@ class AudioReader:
     def close(self) -> None:
         raise NotImplementedError
 
+    @np.errstate(over="ignore", invalid="ignore")  # a damaged file of floats may hold any
     def _mono(self, block: np.ndarray) -> np.ndarray:
         """float32, or int16, [samples, channels] -> float32 [samples].
 
@@ -47,15 +51,13 @@ class AudioReader:
             mono += block[:, channel]
         full_scale = 32768 if block.dtype == np.int16 else 1
         mono /= channels * full_scale
-        if channels > 1 and not self.channels_cancel:
-            with np.errstate(over="ignore", invalid="ignore"):
-                if mono @ mono < 1e-6 * len(mono):
-                    first = block[:, 0].astype(np.float32) / full_scale
-                    self.channels_cancel = first @ first > 1e-4 * len(first)
+        if channels > 1 and not self.channels_cancel and mono @ mono < 1e-6 * len(mono):
+            first = block[:, 0].astype(np.float32) / full_scale
+            self.channels_cancel = first @ first > 1e-4 * len(first)
         return mono
 
 
 def second_file(file: BinaryIO, end: int) -> str:
-    """What to say if another WAV or FLAC stands behind the first, which ends at about this byte."""
-    file.seek(max(64, end - (1 << 16)))  # libFLAC reads ahead
+    """What to say if another WAV or FLAC stands behind the first, which ends at this byte at the latest."""
+    file.seek(end)
     return "a second file behind its end is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""

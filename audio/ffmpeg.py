@@ -7,6 +7,7 @@ sound than the container states. A time stamp that goes back begins another stre
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
 import re
@@ -17,20 +18,28 @@ from typing import BinaryIO
 import av
 import numpy as np
 
-from audio.base import AudioError, AudioReader, second_file
+from audio.base import SLACK_BYTES, TAGS, UNKNOWN_BYTES, AudioError, AudioReader, second_file
 
-STRICT = {"err_detect": "crccheck+bitstream+explode"}  # FFmpeg's decoders: report damage, do not conceal it
-TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between and behind the frames of an MP3
+# FFmpeg's decoders report damage and do not conceal it. With "bitstream" they would also mute a granule of an MP3 whose
+# encoder misstated its size, as GarageBand does.
+STRICT = {"err_detect": "crccheck+explode"}
 GATHERED = 1 << 16  # samples: frames of 1,000, each handled in Python, would halve the speed
 # The containers whose header states the length. FFmpeg estimates that of the others by their size.
-STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
+STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|flv|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
+# The size of a file, in the headers of AVI and ASF (WMA).
+STATED_BYTES = re.compile(
+    rb"RIFF(.{4})|0&\xb2u.*\xa1\xdc\xab\x8cG\xa9\xcf\x11\x8e\xe4\0\xc0\x0c Se.{24}(.{8})", re.DOTALL
+)
 # The number of frames in an MP3's header frame. FFmpeg does not always believe it, and estimates instead.
 MP3_FRAMES = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.DOTALL)
+OGG_PAGE = re.compile(rb"OggS\0(.)(.{8})", re.DOTALL)  # its flags, and the time at its end (RFC 3533)
+MUSEPACK_INDEX = re.compile(rb"(MPCK.{,99})SO(.{2,9}AP)", re.DOTALL)  # says where the seek table is
 LENGTH_SLACK_S = 0.25
 HELD_BACK_S = 5
 # A time stamp may be this far from the end of the frame before: Opus skips 6.5 ms at a start, Vorbis (and what is
 # made from it) alternates by a quarter of its window, 10 ms, and the header frame of a joined MP3 takes 26 ms.
 STAMP_SLACK_S = 0.04
+RESTART_S = 1  # a stamp that goes back by less begins no new stream
 
 av.logging.set_level(av.logging.PANIC)  # nothing on the terminal, and errors carry FFmpeg's words
 
@@ -42,15 +51,24 @@ class FfmpegReader(AudioReader):
     _decoded_s = 0.0
     _ends_early = False
 
-    def __init__(self, path: str | os.PathLike, file: BinaryIO):
-        self._file = file
+    def __init__(self, path: str | os.PathLike, file: BinaryIO, start: int = 0):
+        """`start`: the first byte behind what stands in front of the file proper."""
+        self._file, self._start = file, start
+        # An absolute path is never taken for a URL, and no list in a file makes FFmpeg open one.
+        source: str | BinaryIO = os.path.abspath(path)
+        if start:
+            source = f"subfile,,start,{start},end,0,,:{source}"
+        file.seek(start)
+        if file.read(4) == b"MPCK":
+            # FFmpeg reads nothing from a file that was cut before its seek table: the packet "SO" gets an unknown name.
+            file.seek(start)
+            source = io.BytesIO(MUSEPACK_INDEX.sub(rb"\1ZZ\2", file.read(), count=1))
         try:
-            # An absolute path is never taken for a URL, and no list in a file makes FFmpeg open one.
             self._container = av.open(
-                os.path.abspath(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
+                source, metadata_errors="ignore", container_options={"protocol_whitelist": "file,subfile"}
             )
         except (av.FFmpegError, ValueError) as error:
-            file.seek(4)
+            file.seek(start + 4)
             if "moov atom not found" in str(error) and file.read(4) in (b"ftyp", b"mdat", b"wide", b"free"):
                 raise AudioError("cut off: its index, which stands at the end, is missing") from error
             raise AudioError(_reason(error)) from error
@@ -73,13 +91,14 @@ class FfmpegReader(AudioReader):
             raise AudioError("its sound is protected, or in a format that FFmpeg does not know")
         codec = self._stream.codec_context
         codec.options, codec.thread_count = STRICT, 1
-        lengths = [float(self._stream.duration * self._stream.time_base)] if self._stream.duration else []
-        if self._container.duration and (lengths or len(self._container.streams) == 1):
-            lengths.append(self._container.duration / av.time_base)
-        self.duration_s = min(lengths, default=(self._container.duration or 0) / av.time_base)
-        streams = [s for s in self._container.streams if not s.disposition & av.stream.Disposition.attached_pic]
-        # That of a film may be its pictures' length; only in mov and its like each stream has its own.
-        if lengths and STATES_LENGTH.search(name := self._container.format.name) and ("mov" in name or not streams[1:]):
+        # PyAV frees a layout that is a list of positions twice, which ends the process. Positions do not matter here.
+        if channels := (layout := codec.layout).nb_channels:
+            codec.layout = f"{channels} channels"
+        del layout  # not before: it owned the list
+        total_s = (self._container.duration or 0) / av.time_base
+        own_s = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
+        self.duration_s = min(filter(None, [own_s, total_s]), default=0.0)
+        if STATES_LENGTH.search(self._container.format.name):
             self._promised_s = self.duration_s
         frames = self._decode()
         if (self._container.format.name, codec.name) == ("ogg", "flac"):
@@ -93,15 +112,20 @@ class FfmpegReader(AudioReader):
     def _decode(self) -> Iterator[av.AudioFrame]:
         """Decode up to the first damage, which `problem` then names."""
         end = packet_end = None  # s: of the last frame by its time stamp; bytes: of the last packet in the file
+        origin = 0.0  # s: the time stamp at which the first sample stands
+        others_end, incomplete_at = 0.0, -1.0  # s: of the pictures of a film; where the last incomplete packet was met
         in_tag, pending = False, None
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._container.demux():
+                if packet.is_corrupt:
+                    incomplete_at = self._decoded_s
+                if packet.stream.index != self._stream.index:
+                    if packet.pts is not None and not self._stream.duration:
+                        others_end = max(others_end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                    continue
                 if packet_end is None and self._container.format.name == "mp3":
-                    self._file.seek(max(0, (packet.pos or 0) - 3000))
-                    if stated := MP3_FRAMES.search(self._file.read(min(3000, packet.pos or 0))):
-                        frame_s = float((packet.duration or 0) * packet.time_base)
-                        self._promised_s = int.from_bytes(stated[1] or stated[2], "big") * frame_s
-                packet_end = packet.pos + packet.size if packet.pos else packet_end
+                    self._promised_s = self._stated_in_mp3(packet)
+                packet_end = self._start + packet.pos + packet.size if packet.pos else packet_end
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
@@ -120,16 +144,20 @@ class FfmpegReader(AudioReader):
                     raise pending
                 in_tag = False
                 for frame in frames:
-                    start, length_s = frame.time, frame.samples / frame.sample_rate
-                    if start is not None and end is not None and start - end > STAMP_SLACK_S:
+                    start = frame.time
+                    # Stamps may go back a little and catch up: only what was not decoded either is missing.
+                    if None not in (start, end) and start - max(end, origin + self._decoded_s) > STAMP_SLACK_S:
                         self._ends_early = True
                         self.problem = f"{start - end:.2f} s are missing at {self._at()}; nothing after that is used"
                         return
-                    if start is not None and end is not None and end - start > STAMP_SLACK_S:
+                    if None not in (start, end) and end - start > RESTART_S:
                         self.problem = f"a second stream begins at {self._at()}, used as well"
-                    self._decoded_s += length_s
+                        end = None
                     start = end if start is None else start
-                    end = None if start is None else start + length_s
+                    if start is not None:
+                        origin = start - self._decoded_s if end is None else origin
+                        end = start + frame.samples / frame.sample_rate
+                    self._decoded_s += frame.samples / frame.sample_rate
                     yield frame
         except av.FFmpegError as error:
             if isinstance(error, av.error.PatchWelcomeError) or error.errno == errno.EINVAL:
@@ -140,12 +168,30 @@ class FfmpegReader(AudioReader):
                 self.problem = f"{reason} at {self._at()}; nothing after that is used"
             return
         # Time stamps may begin later than at 0, and the stated length counts from there or from 0.
-        if self._promised_s - max(self._decoded_s, end or 0) > LENGTH_SLACK_S:
+        if self._promised_s - max(self._decoded_s, end or 0, others_end) > LENGTH_SLACK_S:
             self.problem = f"cut off at {self._at()} of {self._promised_s:.2f} s"
-        elif not self.problem and self._container.format.name == "ogg" and len(self._container.streams) == 1:
+        elif self.problem:
+            return
+        elif (not self._promised_s and self._decoded_s - incomplete_at < LENGTH_SLACK_S) or self._lacks_bytes():
+            self.problem = f"cut off at {self._at()}"
+        elif self._container.format.name == "ogg":
             self.problem = self._ogg_problem(end or 0)
-        elif not self.problem and packet_end is not None:
+        elif packet_end is not None:
             self.problem = second_file(self._file, packet_end)
+
+    def _stated_in_mp3(self, packet: av.Packet) -> float:
+        """The length in seconds by the header frame of an MP3, in front of the first packet; 0 if there is none."""
+        position = packet.pos or 0
+        self._file.seek(self._start + max(0, position - 3000))
+        stated = MP3_FRAMES.search(self._file.read(min(3000, position)))
+        frame_s = float((packet.duration or 0) * packet.time_base)
+        return int.from_bytes(stated[1] or stated[2], "big") * frame_s if stated else 0.0
+
+    def _lacks_bytes(self) -> bool:
+        self._file.seek(self._start)
+        stated = STATED_BYTES.match(self._file.read(4096))
+        size = int.from_bytes(stated[1] or stated[2], "little") if stated else 0
+        return size < UNKNOWN_BYTES and size - os.fstat(self._file.fileno()).st_size > SLACK_BYTES
 
     def _hold_back(self, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
         """In Ogg FLAC a hole shows in the time stamps a page (65,307 bytes) late: what was held back is dropped."""
@@ -165,41 +211,45 @@ class FfmpegReader(AudioReader):
         return 0 < self._promised_s <= self._decoded_s + LENGTH_SLACK_S
 
     def _ogg_problem(self, end: float) -> str:
-        """What the last page says (RFC 3533): that it is the last, and the time at its end."""
+        """What the last page says: that it is the last, and the time at its end."""
         self._file.seek(max(0, os.fstat(self._file.fileno()).st_size - (1 << 17)))  # a page has at most 65,307 bytes
-        tail = self._file.read()
-        page = tail[tail.rfind(b"OggS") :]
-        stated = float(int.from_bytes(page[6:14], "little", signed=True) * self._stream.time_base)
-        if not page.startswith(b"OggS") or (page[5] & 4 and stated - end <= LENGTH_SLACK_S):
+        flags, time = next(reversed(OGG_PAGE.findall(self._file.read())), (b"\4", bytes(8)))
+        stated = float(int.from_bytes(time, "little", signed=True) * self._stream.time_base)
+        streams = [s for s in self._container.streams if not s.disposition & av.stream.Disposition.attached_pic]
+        if flags[0] & 4 and (stated - end <= LENGTH_SLACK_S or len(streams) > 1):
             return ""
         return f"cut off at {self._at()}: its last page is missing"
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        fifo, resampler = av.AudioFifo(), None
+        try:
+            for (rate, *_), frames in itertools.groupby(self._frames, _kind):
+                if rate != self.sample_rate:
+                    self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
+                yield from self._blocks(frames)
+        except av.FFmpegError as error:  # of the conversion, which takes at most 64 channels
+            if not self.seconds:
+                raise AudioError(f"its samples cannot be converted ({error.strerror})") from error
+            self.problem = f"what follows {self.seconds:.2f} s cannot be converted and is not used"
 
-        def blocks(count: int) -> Iterator[np.ndarray]:
-            nonlocal resampler
-            while (frame := fifo.read(count)) is not None:
+    def _blocks(self, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
+        """Frames of one kind, which is what a fifo and a resampler take, as mono blocks."""
+        fifo, resampler = av.AudioFifo(), None
+        for frame in itertools.chain(frames, [None]):
+            if frame is not None:
+                frame.pts = None  # checked in _decode
+                fifo.write(frame)
+            while (gathered := fifo.read(GATHERED if frame else 0)) is not None:
                 # Packed samples: reading planar ones of 8 channels ends the process.
-                resampler = resampler or av.AudioResampler("flt", frame.layout, self.sample_rate)
-                for packed in resampler.resample(frame):
-                    channels = len(packed.layout.channels)
+                resampler = resampler or av.AudioResampler("flt", gathered.layout, self.sample_rate)
+                for packed in resampler.resample(gathered):
+                    channels = packed.layout.nb_channels
                     values = np.frombuffer(packed.planes[0], np.float32)[: packed.samples * channels]
                     self.seconds += packed.samples / self.sample_rate
                     yield self._mono(values.reshape(-1, channels))
 
-        for frame in self._frames:
-            frame.pts = None  # checked in _decode
-            try:
-                fifo.write(frame)
-            except ValueError:  # its rate, channels or sample format are not those of the frames before
-                yield from blocks(0)
-                if frame.sample_rate != self.sample_rate:
-                    self.problem = f"changes to {frame.sample_rate} Hz at {self._at()}, used as well"
-                fifo, resampler = av.AudioFifo(), None
-                fifo.write(frame)
-            yield from blocks(GATHERED)
-        yield from blocks(0)
+
+def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.format.name, frame.layout.name
 
 
 def _reason(error: Exception) -> str:

@@ -15,26 +15,30 @@ import contextlib
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
-from audio.base import AudioError, AudioReader, second_file
+from audio.base import SLACK_BYTES, TAGS, UNKNOWN_BYTES, AudioError, AudioReader, second_file
 from audio.ffmpeg import FfmpegReader
 
 __all__ = ["AudioError", "AudioReader", "open_audio"]
 
 # What libsndfile is asked to read; only FFmpeg reads MP3 in a WAV (format tag 0x55).
-PCM_HEAD = re.compile(rb"RIF[FX]|RF64|riff|FORM|caff|\.snd|Creative Voice|fLaC")
+PCM_HEAD = re.compile(rb"RIF[FX]|RF64|FORM|caff|\.snd|fLaC")
 MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a pipe
 READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says
 # In libsndfile's log: a length in the header, and what is there. Programs that write to a pipe put the largest.
 LENGTHS = re.compile(r": (\d+) \(should be (\d+)\)")
+# Sync words of DTS, as 16 and 14 bits in either order, and of S/PDIF (IEC 61937), stored as if they were 16-bit PCM.
+CODED = re.compile(
+    rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0\x07[\xf0-\xff]|\xff\x1f\0\xe8[\xf0-\xff]\x07|\x72\xf8\x1f\x4e"
+)
 FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xef]")  # the same three bytes begin each frame of a stream
-UNKNOWN_BYTES, SLACK_BYTES = 0x7FFF0000, 4096
 
 
 def open_audio(path: str | os.PathLike) -> AudioReader:
@@ -47,6 +51,8 @@ def open_audio(path: str | os.PathLike) -> AudioReader:
         if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
             raise AudioError("not a regular file")
         file = open(path, "rb")  # noqa: SIM115
+        start = _behind_tag(file)
+        file.seek(start)
         head = file.read(4096)
         if not head:
             raise AudioError("empty file")
@@ -54,7 +60,7 @@ def open_audio(path: str | os.PathLike) -> AudioReader:
         if PCM_HEAD.match(head) and not MP3_IN_WAV.search(head):
             with contextlib.suppress(soundfile.SoundFileError, TypeError, ValueError):
                 reader = SndfileReader(file)
-        reader = reader or FfmpegReader(path, file)
+        reader = reader or FfmpegReader(path, file, start)
         if not 1000 <= reader.sample_rate <= 1_000_000:
             raise AudioError(f"sample rate of {reader.sample_rate} Hz is not supported; convert it first")
         return reader
@@ -64,6 +70,16 @@ def open_audio(path: str | os.PathLike) -> AudioReader:
         if isinstance(error, OSError):
             raise AudioError(error.strerror or str(error)) from error
         raise
+
+
+def _behind_tag(file: BinaryIO) -> int:
+    """Where a file begins behind its ID3v2 tag, whose size stands in its bytes 6 to 9, of 7 bits each; else 0."""
+    head = file.read(10)
+    if len(head) < 10 or not head.startswith(b"ID3"):
+        return 0
+    footer = 10 if head[5] & 16 else 0
+    end = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True)) + footer
+    return end if end < os.fstat(file.fileno()).st_size else 0
 
 
 class SndfileReader(AudioReader):
@@ -82,28 +98,35 @@ class SndfileReader(AudioReader):
             self._audio.close()
             raise ValueError("unknown length")
         self.duration_s = self._frames / self.sample_rate
+        self._first = self._read(0)
+        if self._first.dtype == np.int16 and len(CODED.findall(self._first.tobytes())) > 9:
+            self._audio.close()
+            if self._audio.format != "WAV":
+                raise AudioError("its samples are DTS or S/PDIF data; decode it first")
+            raise ValueError("coded sound, which FFmpeg finds in a WAV")
 
     def close(self) -> None:
         self._audio.close()
         self._file.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        done = 0
-        numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # a third of the time
+        done, block = 0, self._first
         try:
-            while done < self._frames:
-                wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
-                block = self._audio.read(wanted, numbers, always_2d=True)
-                if len(block) == 0:
-                    break
+            while len(block):
                 done += len(block)
                 self.seconds = done / self.sample_rate
                 yield self._mono(block)
+                block = self._read(done)
         except soundfile.SoundFileError as error:
             reason = (getattr(error, "error_string", None) or str(error)).removeprefix("Error : ").strip().rstrip(".")
             self.problem = f"damaged at {self.seconds:.2f} s ({reason}); nothing after that is used"
             return
         self.problem = self._problem(done)
+
+    def _read(self, done: int) -> np.ndarray:
+        numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # a third of the time
+        wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
+        return self._audio.read(wanted, numbers, always_2d=True)
 
     def _problem(self, done: int) -> str:
         seconds = f"{self.seconds:.2f} s"
@@ -114,13 +137,30 @@ class SndfileReader(AudioReader):
             for promised, there in LENGTHS.findall(self._audio.extra_info)
         ):
             return f"cut off at {seconds}, though its header promises more"
-        position = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
-        if self._audio.format == "WAV" and os.fstat(self._file.fileno()).st_size >= 1 << 32:
-            return f"larger than a WAV header can say; only the first {seconds} are used"
-        if another := second_file(self._file, position):
-            return another
-        self._file.seek(position)
-        frames = collections.Counter(FLAC_FRAME.findall(self._file.read(1 << 17)))
-        if self._audio.format == "FLAC" and max(frames.values(), default=0) > 3:
-            return f"more follows than its header says; only the first {seconds} are used"
-        return ""
+        position, size = os.lseek(self._file.fileno(), 0, os.SEEK_CUR), os.fstat(self._file.fileno()).st_size
+        if self._audio.format == "FLAC":
+            another = second_file(self._file, max(64, position - (1 << 16)))  # libFLAC reads ahead
+            self._file.seek(position)
+            frames = collections.Counter(FLAC_FRAME.findall(self._file.read(1 << 17)))
+            more = max(frames.values(), default=0) > 3
+        elif self._audio.format in ("WAV", "WAVEX"):
+            if size >= 1 << 32:
+                return f"larger than a WAV header can say; only the first {seconds} are used"
+            position = self._chunks_end(position, size)
+            another = second_file(self._file, position)
+            self._file.seek(position)
+            rest = self._file.read(1 << 17)
+            more = len(rest) > SLACK_BYTES and rest.strip(b"\0") and not rest.startswith(TAGS)
+        else:
+            another, more = second_file(self._file, position), False
+        return another or (f"more follows than its header says; only the first {seconds} are used" if more else "")
+
+    def _chunks_end(self, position: int, size: int) -> int:
+        """Where the chunks end that stand behind the samples of a WAV of `size` bytes."""
+        while True:
+            self._file.seek(position)
+            name, length = struct.unpack("<4sI", self._file.read(8).ljust(8, b"\0"))
+            after = position + 8 + length + length % 2
+            if name == b"RIFF" or not all(32 <= byte < 127 for byte in name) or after > size + 1:
+                return position
+            position = after

@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import soundfile
@@ -23,16 +23,16 @@ WAV_COMMENT = "Jingle_D"  # begins the comment in WAVs that are made for listeni
 MAX_SAMPLE = 100.0  # float samples beyond this are treated as invalid; full scale is 1
 
 
-def resampled_blocks(audio: AudioReader, sample_rate: int) -> Iterator[np.ndarray]:
-    """Yield a track's mono blocks at `sample_rate` Hz, float32 [samples]; together ceil or floor of its length.
+def resampled_blocks(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """Yield a track's mono blocks at `rate` Hz as blocks at `sample_rate` Hz, float32 [samples] each.
 
     The result does not depend on how the track is divided into blocks. Invalid samples become NaN, and so does what
     the resampling filter computes from them.
     """
     resampler = None
-    if audio.sample_rate != sample_rate:
-        resampler = soxr.ResampleStream(audio.sample_rate, sample_rate, 1, "float32", "HQ")
-    for block in audio:
+    if rate != sample_rate:
+        resampler = soxr.ResampleStream(rate, sample_rate, 1, "float32", "HQ")
+    for block in blocks:
         if len(block) and not (block.max() <= MAX_SAMPLE and block.min() >= -MAX_SAMPLE):  # also true for NaN
             block = np.where(np.abs(block) <= MAX_SAMPLE, block, np.float32(np.nan))
         yield resampler.resample_chunk(block) if resampler else block
@@ -48,7 +48,7 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
     length = segment_duration * sample_rate
     pieces: list[np.ndarray] = []
     have = 0
-    for block in resampled_blocks(audio, sample_rate):
+    for block in resampled_blocks(audio, audio.sample_rate, sample_rate):
         pieces.append(block)
         have += len(block)
         if have < length:
@@ -60,15 +60,21 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
         pieces, have = [samples], len(samples)
 
 
-def read_last_samples(path: str | os.PathLike, num_samples: int, sample_rate: int) -> tuple[np.ndarray, str]:
+def read_last_samples(
+    path: str | os.PathLike,
+    num_samples: int,
+    sample_rate: int,
+    progress: Callable[[AudioReader], Iterable[np.ndarray]] = iter,
+) -> tuple[np.ndarray, str]:
     """The last `num_samples` of a file at `sample_rate` Hz, float32 [num_samples or all there are], mono.
 
-    Returns them with what is not whole in the file ("" if nothing). Raises AudioError for a file that cannot be read.
+    Returns them with what is not whole in the file ("" if nothing). `progress` passes the file's blocks on.
+    Raises AudioError for a file that cannot be read.
     """
     with open_audio(path) as audio:
         tail: deque[np.ndarray] = deque()
         have = 0
-        for block in resampled_blocks(audio, sample_rate):
+        for block in resampled_blocks(progress(audio), audio.sample_rate, sample_rate):
             tail.append(block)
             have += len(block)
             while have - len(tail[0]) >= num_samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -78,6 +79,7 @@ def printable(name: str | bytes | os.PathLike) -> str:
 @contextlib.contextmanager
 def hold_interrupt() -> Iterator[None]:
     """Delay Ctrl-C until the block ends. Processes started within never see it, unless they unblock SIGINT."""
+    multiprocessing.resource_tracker.ensure_running()  # multiprocessing starts it, which would unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,32 +1,25 @@
-"""Tracks cut and written by several processes, each once, so that a run that was killed resumes.
+"""Tracks cut and written, each once, so that a run that was killed resumes.
 
 A staged track is a folder in .staging/, named by a hash of the file's version and the settings.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from audio.reading import AudioError, open_audio
 from audio.segments import MAX_SAMPLE, SAMPLE_RATE, level_dbfs, stream_segments, to_pcm16, wav_bytes
-from common.errors import UserError, name_in_errors
+from common.errors import name_in_errors
 from dataset.pairs import digest_of
 from dataset.recordings import Fingerprint
 from dataset.selection import Segment, Track
@@ -35,8 +28,6 @@ STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
 CHANGED = "changed while it was read; run this again when it is complete"
 LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
-
-A, B = TypeVar("A"), TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -100,6 +91,11 @@ def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:
     return Track(source, segments, staged_pairs, is_whole, problem, str(final))
 
 
+def lost_track(source_and_pairs: tuple[str, int], reason: str) -> Track:
+    """The track of a file that ended the processes that read it."""
+    return Track(source_and_pairs[0], [], problem=reason)
+
+
 def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
     """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and its prints, into `folder`.
 
@@ -160,68 +156,3 @@ def _examine(samples: np.ndarray, min_level_db: float) -> tuple[Segment, np.ndar
         return Segment("", False, 0), np.zeros(0, np.int16)
     pcm16, clipped = to_pcm16(samples)
     return Segment(digest_of(pcm16), level_dbfs(samples) >= min_level_db, clipped), pcm16
-
-
-class Workers:
-    """A pool of processes that calls functions on many tracks; with one worker, this process does it.
-
-    Spawned, as torch's threads do not survive a fork.
-    """
-
-    def __init__(self, num_workers: int):
-        self._num_workers = num_workers
-        self._pool = None
-        if num_workers > 1:
-            context = multiprocessing.get_context("spawn")
-            try:
-                self._pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, initializer=exit_with_parent)
-            except OSError as error:  # its semaphores live in /dev/shm
-                raise UserError(f"no shared memory for several processes ({error}); add --num_workers 1") from error
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """The results in order, two items a worker under way at a time."""
-        if self._pool is None:
-            yield from map(function, items)
-            return
-        try:
-            queue, remaining = [], iter(items)
-            while True:
-                with _interrupt_held():
-                    for item in itertools.islice(remaining, 2 * self._num_workers - len(queue)):
-                        queue.append(self._pool.submit(function, item))
-                if not queue:
-                    return
-                yield queue.pop(0).result()
-        except KeyboardInterrupt:
-            for worker in multiprocessing.active_children():  # half a track is made again
-                worker.terminate()
-            raise
-        except (concurrent.futures.process.BrokenProcessPool, BrokenPipeError) as error:  # at work, at its start
-            raise UserError("a worker was killed (out of memory?); run again with a smaller --num_workers") from error
-
-
-@contextlib.contextmanager
-def _interrupt_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting: processes started meanwhile inherit that, and only their parent acts on it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def exit_with_parent() -> None:
-    """Send this process SIGTERM once its parent is gone: a killed run leaves no processes behind."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()

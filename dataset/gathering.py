@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from common.progress import Progress
-from dataset.cutting import PRINTS_NAME, Cut, Workers, read_header, stage_track
+from common.workers import Workers
+from dataset.cutting import PRINTS_NAME, Cut, lost_track, read_header, stage_track
 from dataset.earlier import EarlierSplits
 from dataset.recordings import compare_tracks
 from dataset.selection import TIED, Pair, Track, choose_validation_songs, plan, split_in_time, usable_pairs
@@ -47,7 +48,7 @@ def select_pairs(
     rounds fill up from the other tracks.
     """
     with Workers(min(num_workers, len(sources))) as workers:
-        read = workers.map(functools.partial(read_header, cut), sources)
+        read = workers.map(functools.partial(read_header, cut), sources, lambda *_: (0.0, 0))
         headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
         promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
         lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
@@ -67,7 +68,7 @@ def select_pairs(
             work = [(source, pairs) for source, pairs in missing.items() if pairs]
             if not work:
                 break
-            staged = workers.map(functools.partial(stage_track, cut), work)
+            staged = workers.map(functools.partial(stage_track, cut), work, lost_track)
             for track in Progress().over(staged, len(work), "tracks cut"):
                 tracks[track.source] = track
             known = earlier.known(sources, tracks)
@@ -140,7 +141,7 @@ def _tie(
 
 def _prints(track: Track) -> np.ndarray:
     path = Path(track.staged, PRINTS_NAME)
-    return np.frombuffer(path.read_bytes() if path.exists() else b"", np.uint32)
+    return np.frombuffer(path.read_bytes() if track.staged and path.exists() else b"", np.uint32)
 
 
 def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:

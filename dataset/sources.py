@@ -15,7 +15,7 @@ from dataset.pairs import METADATA_NAME, TITLE
 # Anything else in a folder (covers, playlists, notes) is no music and is passed over.
 AUDIO_EXTENSIONS = frozenset(
     """.wav .wave .w64 .rf64 .bwf .flac .aif .aiff .aifc .caf .au .snd .voc .8svx .iff .mp1 .mp2 .mp3 .mpa .mpga
-    .ogg .oga .ogx .opus .spx .m4a .m4b .m4p .m4r .mp4 .m4v .mov .3gp .3g2 .aac .adts .alac .webm .weba .mka .mkv
+    .ogg .oga .ogx .opus .spx .m4a .m4b .m4p .m4r .mp4 .m4v .mov .qta .3gp .3g2 .aac .adts .alac .webm .weba .mka .mkv
     .avi .flv .f4a .f4v .ogv .wma .asf .wmv .ape .wv .mpc .mp+ .tta .tak .shn .ofr .dsf .dff .ac3 .eac3 .dts .dtshd
     .mlp .thd .ra .rm .amr .awb .gsm .qcp .mpg .mpeg .vob .m2ts .mts .nut .xwma .adx""".split()  # noqa: SIM905
 )

@@ -6,9 +6,11 @@ them is `song()`, which can be computed at any rate, so that decoding and resamp
 
 from __future__ import annotations
 
+import base64
 import functools
 import itertools
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -115,6 +117,7 @@ for channels in (1, 6, 32):
         functools.partial(np.tile, reps=(1, channels // 2)) if channels > 1 else (lambda x: x[:, :1] / 2 + x[:, 1:] / 2)
     )
     add(f"{channels} channels.wav", lambda path, tile=tile: write(path, tile(song()), subtype="FLOAT"))
+add("plain.wav", write)
 add("wav inside.mp3", functools.partial(write, format="WAV"))
 add("promises 4 GB.wav", put(lambda: wav()[:40] + b"\xff\xff\xff\xff" + wav()[44:]))
 add("recorder was killed.wav", put(lambda: wav()[:4] + bytes(4) + wav()[8:40] + bytes(4) + wav()[44:]))
@@ -126,6 +129,44 @@ add("cut.wav", put(lambda: cut(wav(), 0.7)), 8.3, says="cut off at 8.4")
 add("cut.flac", put(lambda: cut(flac(), 0.7)), 7, says=" at ")
 add("zeros inside.flac", put(lambda: overwritten(flac(), 0.6, bytes(300))), 5.5, says="damaged at")
 add("nothing in it.wav", lambda path: write(path, song()[:0]), refused="no sound")
+
+
+def bext(size: int) -> bytes:
+    """A chunk of a WAV that holds the header of a WAV, as some editors keep the one that they found."""
+    return b"bext" + struct.pack("<I", size) + wav()[:44].ljust(size, b"\0")
+
+
+def with_chunk(chunk: bytes, front: bool) -> bytes:
+    """A WAV with one more chunk, in front of the others or behind them."""
+    body = chunk + wav()[12:] if front else wav()[12:] + chunk
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
+
+
+def promises(share: float) -> bytes:
+    """A WAV whose header knows of a part of the samples: its recorder died after it had updated the header."""
+    samples = int((len(wav()) - 44) * share) // 4 * 4
+    return b"RIFF" + struct.pack("<I", samples + 36) + wav()[8:40] + struct.pack("<I", samples) + wav()[44:]
+
+
+add("recorder died later.wav", put(lambda: promises(0.5)), 6, says="more follows than its header says; only the")
+add("header in a chunk.wav", put(lambda: with_chunk(bext(900), front=True)))
+add("header in a chunk at its end.wav", put(lambda: with_chunk(bext(90_000), front=False)))
+add("tag at its end.wav", put(lambda: wav() + b"ID3\3\0\0\0\0\x7f\x76" + bytes(9000) + b"\1" * 7374))
+for kind in ("wav", "aiff", "au", "caf", "flac"):
+    add(f"ID3 in front.{kind}", lambda path, kind=kind: in_front(path, kind))
+
+
+def tag(size: int, claimed: int | None = None) -> bytes:
+    """An ID3v2 tag of `size` bytes, all a picture might hold, that says it has `claimed`."""
+    said = size if claimed is None else claimed
+    head = b"ID3\3\0\0" + bytes(said >> shift & 127 for shift in (21, 14, 7, 0))
+    return head + (b"\xff\xfbjpeg" * (size // 6 + 1))[:size]
+
+
+def in_front(path: Path, kind: str) -> None:
+    write(path, format=kind.upper())
+    path.write_bytes(tag(3001) + path.read_bytes())
+
 
 # ------------------------------------------------------------------ what FFmpeg reads, and soundfile writes
 
@@ -146,14 +187,12 @@ if FFMPEG:
     for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac"), "mka": ("-c:a", "flac"),
                        "aiff": ()}.items():  # fmt: skip
         add(f"lossless.{end}", put(functools.partial(encode, end, *codec)))
+    # libsndfile takes the floats of the first for integers, and the headers of the second's blocks for samples.
+    add("floats.w64", put(lambda: encode("w64", "-c:a", "pcm_f32le")))
+    add("blocks.voc", put(lambda: encode("voc")))
     add("eight channels.m4a", put(lambda: encode("m4a", "-ac", "8", *AAC)), 11.9, **LOSSY)
     add("mp3 inside.wav", put(lambda: encode("wav", *MP3)), 11.9, **LOSSY)
     add("cover in front.flac", put(lambda: tag(300_000) + encode("flac")))
-
-    def tag(size: int, claimed: int | None = None) -> bytes:
-        """An ID3v2 tag of `size` bytes, all a picture might hold, that says it has `claimed`."""
-        said = size if claimed is None else claimed
-        return b"ID3\3\0\0" + bytes(said >> shift & 127 for shift in (21, 14, 7, 0)) + b"\xff\xfbjpeg" * (size // 6 + 1)
 
     END_TAG = b"TAG" + b"A title".ljust(125)
 
@@ -189,6 +228,26 @@ if FFMPEG:
     add("variable rate.mp3", put(lambda: encode("mp3", "-q:a", "2", "-write_xing", "0")), 11.9, **LOSSY)
     add("joined.mp3", put(lambda: encode("mp3", *MP3) + END_TAG + tag(60) + encode("mp3", *MP3)), 23.9, **LOSSY)
     add("mono, then stereo.mp3", put(lambda: bare("-ac", "1") + bare()), 23.9, **LOSSY)
+    add("stereo, then mono.mp3", put(lambda: bare() + bare("-ac", "1")), 23.9, **LOSSY)
+    aac, ac3 = (functools.partial(encode, end, "-b:a", "448k") for end in ("aac", "ac3"))
+    for kind, whole in {"aac": aac, "ac3": ac3}.items():
+        six = whole("-ac", "6", "-af", "pan=5.1|FL=FL|FR=FR|FC=0.5*FL+0.5*FR|BL=FL|BR=FR")
+        add(f"six channels, then two.{kind}", put(lambda six=six, whole=whole: six + whole()), 23.9, **LOSSY)
+        add(f"two channels, then six.{kind}", put(lambda six=six, whole=whole: whole() + six), 23.9, **LOSSY)
+    for layout, count in {"6.1": 7, "7.0": 7, "7.1": 8}.items():
+        pan = "|".join([f"pan={layout}", *(f"c{i}=0.5*c0+0.5*c1" for i in range(count))])
+        add(f"{layout}.mov", put(lambda pan=pan: encode("mov", "-af", pan, "-c:a", "pcm_s16le")))
+    add("misstated granules.mp3", put(lambda: misstated(bare())), 11.9, **LOSSY)
+
+    def misstated(mp3: bytes) -> bytes:
+        """In every 20th frame the last granule says that it is 3 bits shorter than it is, as GarageBand has it."""
+        changed = bytearray(mp3)
+        for at in frames(mp3)[10::20]:
+            side = slice(at + 4, at + 36)  # 20 bits, then 59 for each granule, which begin with its length of 12
+            shorter = int.from_bytes(mp3[side], "big") - (3 << 256 - 20 - 3 * 59 - 12)
+            changed[side] = shorter.to_bytes(32, "big")
+        return bytes(changed)
+
     changes = {"says": "changes to 48000 Hz at 12.0", **LOSSY}
     add("joined, zeros in the second.mp3", put(lambda: encode("mp3", *MP3) + overwritten(encode("mp3", *MP3), 0.5,
         bytes(4000))), 17.9, says="damaged at 18.0", **LOSSY)  # fmt: skip
@@ -246,6 +305,78 @@ if FFMPEG:
         "zeros inside.oga", put(lambda: overwritten(encode("oga", "-c:a", "flac"), 0.8, bytes(4000))), 2, says="missing"
     )
     add("zeros inside.wv", put(lambda: overwritten(encode("wv"), 0.6, bytes(4000))), 5, says="damaged")
+
+    for end, codec in {"wv": (), "wma": ("-b:a", "192k"), "m4a": AAC, "oga": ("-c:a", "flac")}.items():
+        add(f"ID3 in front.{end}", put(lambda end=end, codec=codec: tag(3001) + encode(end, *codec)), 11.9, **LOSSY)
+
+    def cover() -> tuple[str, ...]:
+        """ffmpeg's options for the song with a picture of 1 x 1, as Ogg and Opus hold it: in a comment."""
+        picture = struct.pack(">II9sIIIIII", 3, 9, b"image/png", 0, 1, 1, 24, 0, 100) + bytes(100)
+        return "-metadata", f"METADATA_BLOCK_PICTURE={base64.b64encode(picture).decode()}"
+
+    # Also those of which FFmpeg makes a second stream, of pictures.
+    small = ("-f", "lavfi", "-i", "testsrc=size=32x32:rate=5:duration=12")
+    for end, codec in {"ogg": VORBIS, "opus": (*OPUS, "-page_duration", "200000"), "oga": ("-c:a", "flac")}.items():
+        add(f"cover.{end}", put(lambda end=end, codec=codec: encode(end, *codec, *cover())), 11.9, **LOSSY)
+        add(f"cover, cut.{end}", put(lambda end=end, codec=codec: cut(encode(end, *codec, *cover()), 0.6)), 3,
+            says="its last page is missing", **LOSSY)  # fmt: skip
+    films = {"avi": MP3, "mkv": AAC, "flv": MP3, "webm": (*OPUS, "-c:v", "libvpx"), "wmv": ("-b:a", "192k"),
+             "ogv": (*VORBIS, "-c:v", "libtheora"), "mts": ("-c:a", "ac3", "-f", "mpegts")}  # fmt: skip
+    for end, codec in films.items():
+        film_of = functools.partial(encode, end, *small, *codec)
+        add(f"film.{end}", put(film_of), 11.9, **LOSSY)
+        add(f"film, cut.{end}", put(lambda film_of=film_of: cut(film_of(), 0.6)), 5, says=" at ", **LOSSY)
+    add(
+        "211 channels.avi",
+        put(lambda: many_channels(encode("avi", "-c:a", "pcm_s16le"))),
+        refused="cannot be converted",
+    )
+
+    def many_channels(avi: bytes) -> bytes:
+        at = avi.index(b"strf") + 10
+        return avi[:at] + b"\xd3\0" + avi[at + 2 :]
+
+    add("pcm, cut.avi", put(lambda: cut(encode("avi", "-c:a", "pcm_s16le"), 0.6)), 6.9, says="cut off at")
+    fragments = ("-movflags", "frag_keyframe+empty_moov", "-frag_duration", "2000000")
+    add("fragments.mp4", put(lambda: encode("mp4", *AAC, *fragments)), 11.9, **LOSSY)
+    add("fragments, cut.mp4", put(lambda: cut(encode("mp4", *AAC, *fragments), 0.6)), 6, says="damaged at", **LOSSY)
+    if shutil.which("mpcenc"):
+        add("musepack.mpc", put(lambda: musepack()), 11.9, **LOSSY)
+        add("ID3 in front.mpc", put(lambda: tag(3001) + musepack()), 11.9, **LOSSY)
+        add("cut.mpc", put(lambda: cut(musepack(), 0.6)), 6, says="cut off at", **LOSSY)
+
+    @functools.cache
+    def musepack() -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder, "song.wav"))
+            subprocess.run(["mpcenc", "--silent", f"{folder}/song.wav", f"{folder}/out.mpc"], check=True)
+            return Path(folder, "out.mpc").read_bytes()
+
+    @functools.cache
+    def coded_as_pcm(kind: str, codec: str, *options: str) -> bytes:
+        """A coded stream as the 16-bit stereo samples of a lossless file, as it stands on a DTS-CD."""
+        coded = encode({"dca": "dts", "ac3": "spdif"}[codec], "-c:a", codec, "-strict", "-2", *options)
+        samples = np.frombuffer(coded[: len(coded) // 4 * 4], "<i2").reshape(-1, 2)
+        with tempfile.TemporaryDirectory() as folder:
+            soundfile.write(f"{folder}/a.{kind}", samples, RATE)
+            return Path(f"{folder}/a.{kind}").read_bytes()
+
+    dts, spdif = ("dca", "-b:a", "1411200"), ("ac3", "-b:a", "448k", "-f", "spdif")
+    add("DTS.wav", put(lambda: coded_as_pcm("wav", *dts)), 11.9, **LOSSY)
+    add("S-PDIF.wav", put(lambda: coded_as_pcm("wav", *spdif)), 11.9, **LOSSY)
+    for kind in ("flac", "aiff"):
+        add(f"DTS.{kind}", put(lambda kind=kind: coded_as_pcm(kind, *dts)), refused="its samples are DTS")
+
+    def stamps_go_back() -> bytes:
+        """A WMA in which the stamps of four packets near its start are 90 ms too early, as in some healthy ones."""
+        wma = bytearray(encode("wma", "-b:a", "192k"))
+        # Offset 0 in its packet, 8 bytes about it: its size and its time in ms.
+        for found in list(re.finditer(rb"\0{4}\x08.{4}(.{4})", bytes(wma), re.DOTALL))[3:7]:
+            time = int.from_bytes(found[1], "little") - 90
+            wma[found.start(1) : found.end(1)] = time.to_bytes(4, "little")
+        return bytes(wma)
+
+    add("stamps go back.wma", put(stamps_go_back), 11.9, **LOSSY)
 
     def piped() -> bytes:
         command = ["ffmpeg", "-nostdin", "-v", "error", "-i", "-", "-f", "flac", "-"]
@@ -327,3 +458,6 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     "giant atom.m4a": lambda: struct.pack(">I", 24) + b"ftypM4A " + bytes(12) + struct.pack(">I", 0x7FFFFFFF) + b"moov",
     "giant block.flac": lambda: b"fLaC\x04\xff\xff\xff" + bytes(200),
 }
+
+# FFmpeg 8 divides by zero where it finds no "(c)CRI" in an ADX, a format of games: the process that opens it ends.
+DEADLY = bytes.fromhex("80000020031204020000ac440004ba0001f40300") + bytes(10) + b"(c)XRI" + (b"\0P" + b"!" * 16) * 400

@@ -153,7 +153,8 @@ class Running:
         found = []
         for member in self.members():
             with contextlib.suppress(OSError):
-                if b"spawn_main" in Path(f"/proc/{member}/cmdline").read_bytes():
+                command = Path(f"/proc/{member}/cmdline").read_bytes()
+                if b"spawn_main" in command or b"forkserver" in command:
                     found.append(member)
         return found
 

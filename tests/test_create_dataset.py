@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
+from audio_zoo import DEADLY
 from conftest import ROOT, main_of, noise, write_track
 from test_segments import whole_resample
 
@@ -334,6 +336,20 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     assert "cover.jpg" not in result.stderr and "list.m3u" not in result.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_that_ends_the_process_that_reads_it_is_named_and_skipped(tmp_path, create, workers):
+    for number in range(5):
+        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
+    create(tmp_path / "m", tmp_path / "without")
+    (tmp_path / "m/deadly.adx").write_bytes(DEADLY)
+    result = create(tmp_path / "m", tmp_path / "d", "--num_workers", workers)
+    metadata = read_metadata(tmp_path / "d/metadata.txt")
+    assert [name for name, _ in metadata.skipped] == ["deadly.adx"]
+    assert sum("deadly.adx" in line for line in result.stderr.splitlines()) == 1
+    assert metadata.digests == read_metadata(tmp_path / "without/metadata.txt").digests
+    assert not (tmp_path / "d/.staging").exists()
+
+
 @pytest.mark.parametrize("happens", ["grows", "shrinks", "vanishes"])
 def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, happens):
     path, real = write_track(tmp_path / "song.wav", 30, seed=1), cutting._write
@@ -354,20 +370,23 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, 
     assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "the completed file is read again"
 
 
-def test_a_file_that_changed_while_it_was_read_is_taken_by_the_next_run(tmp_path, create, monkeypatch):
+def test_a_file_that_changed_while_it_was_read_is_taken_by_the_next_run(tmp_path, create):
     """A new hard link or other permissions change neither its size nor its date."""
     for number in range(3):
-        write_track(tmp_path / "m" / f"{number}.wav", 4.2, seed=number)
-    real = cutting._cut
+        write_track(tmp_path / "m" / f"{number}.wav", 60 if number == 1 else 4.2, seed=number)
+    is_over = threading.Event()
 
-    def meanwhile(cut: cutting.Cut, path: Path, *args: object) -> object:
-        if path.name == "1.wav":
-            path.chmod(0o600)
-        return real(cut, path, *args)
+    def keep_changing() -> None:
+        for mode in itertools.cycle((0o600, 0o644)):
+            (tmp_path / "m/1.wav").chmod(mode)
+            if is_over.wait(0.002):
+                return
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cutting, "_cut", meanwhile)
-        said = create(tmp_path / "m", tmp_path / "d").stderr
+    thread = threading.Thread(target=keep_changing)
+    thread.start()
+    said = create(tmp_path / "m", tmp_path / "d").stderr
+    is_over.set()
+    thread.join()
     assert "skipped 1.wav: changed while it was read; run this again when it is complete\n" in said
     create(tmp_path / "m", tmp_path / "d")
     assert "1.wav" in sources(tmp_path / "d", "train") + sources(tmp_path / "d", "val")

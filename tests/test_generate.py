@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from audio_zoo import FFMPEG, ZOO
+from audio_zoo import DEADLY, FFMPEG, ZOO
 from conftest import SHARED_MUSIC, UNTRAINED, checkpoint_of, noise, write_track
 
+from common import progress
 from generate_continuation import continue_embeddings, decode_joined, encode_end, read_end
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import save_checkpoint
@@ -72,15 +73,15 @@ def test_the_end_is_encoded_in_mid_stream(tmp_path, codec, rng):
     """As the whole song's embedding has it, not with the codec's start-up in it."""
     audio = noise(rng, 6 * 24000)
     soundfile.write(tmp_path / "a.wav", audio, 24000, subtype="FLOAT")
-    segment, before = read_end(str(tmp_path / "a.wav"), 48000, codec)
-    np.testing.assert_array_equal(np.concatenate([before, segment]), audio[-72000:, 0])
+    end = read_end(str(tmp_path / "a.wav"), 48000, 24000, 24000)
+    np.testing.assert_array_equal(np.concatenate([end.before, end.segment]), audio[-72000:, 0])
     whole = codec.encode(torch.from_numpy(audio).view(1, 1, -1))[:, :, -150:]
-    with_context, alone = encode_end(codec, segment, before), encode_end(codec, segment, before[:0])
+    with_context, alone = (encode_end(codec, end.segment, before) for before in (end.before, end.before[:0]))
     assert with_context.shape == alone.shape == whole.shape
     error, start_up = ((x - whole).square().mean() / whole.var() for x in (with_context, alone))
     assert error < 1e-4 < 1e-3 < start_up
     soundfile.write(tmp_path / "short.wav", audio[: int(2.9 * 24000)], 24000, subtype="FLOAT")
-    assert len(read_end(str(tmp_path / "short.wav"), 48000, codec)[1]) == 0, "no whole second before it"
+    assert len(read_end(str(tmp_path / "short.wav"), 48000, 24000, 24000).before) == 0, "no whole second before it"
 
 
 def test_each_segment_is_predicted_from_the_one_before():
@@ -134,6 +135,24 @@ def test_one_bad_input_is_skipped_and_the_others_are_continued(tmp_path, generat
     shutil.rmtree(tmp_path / "o")
     generate(*bad, status=1)
     assert not (tmp_path / "o").exists()
+
+
+def test_an_input_that_ends_the_process_that_reads_it_is_skipped(tmp_path, generate):
+    good = [write_track(tmp_path / f"{name}.wav", 3, seed) for seed, name in enumerate(["one", "two"])]
+    (tmp_path / "deadly.adx").write_bytes(DEADLY)
+    result = generate(good[0], tmp_path / "deadly.adx", good[1], status=1)
+    assert sum(line.startswith("skipped ") and "deadly.adx" in line for line in result.stderr.splitlines()) == 1
+    assert {p.name for p in (tmp_path / "o").glob("*_joined.wav")} == {"one_joined.wav", "two_joined.wav"}
+
+
+def test_reading_a_long_input_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1)
+    song = write_track(tmp_path / "a.wav", 90, seed=1)
+    read_end(str(song), 48000, 24000, 24000)
+    lines = capsys.readouterr().out.splitlines()
+    done = [float(line.split()[0]) for line in lines]
+    assert done == sorted(done) and done[-1] == 1.5 and len(done) > 10
+    assert all("of 1.50 minutes of the input read" in line for line in lines)
 
 
 @pytest.mark.parametrize("second", ["Song", "so\u0301ng", "long"])

@@ -148,6 +148,43 @@ def test_no_damage_crashes_it_or_is_read_as_music(tmp_path, name, rng):
             assert quality > 15 and abs(delay) < 20, f"{damage}: {quality:.0f} dB, {second} s"
 
 
+FUZZED = ["plain.wav", "plain.flac", "plain.mp3", "plain.ogg", "PCM_16.aiff", "FLOAT.wav"]
+FUZZED += [
+    n for n in ZOO if FFMPEG and n in ("by ffmpeg.m4a", "by ffmpeg.wma", "by ffmpeg.opus", "film.avi", "7.1.mov")
+]
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_any_byte_and_any_end_give_sound_or_a_reason(tmp_path, name, rng, recwarn):
+    """Nothing but samples, what is not whole, or AudioError; a process that dies shows as a crashed test."""
+    path = tmp_path / name
+    if name in ZOO:
+        ZOO[name].make(path)
+    else:
+        write(path, song(0.3), format=path.suffix[1:].upper(), subtype=path.stem)
+    whole = path.read_bytes()[:40_000]
+    ends = [*range(64), *rng.integers(64, 4096, 20), *rng.integers(64, len(whole), 20)]
+    contents = [whole[:end] for end in ends]
+    for at in [*rng.integers(0, 2048, 40), *rng.integers(0, len(whole), 40)]:
+        contents.append(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])
+    for content in contents:
+        path.write_bytes(content)
+        try:
+            read(path)
+        except AudioError as error:
+            assert str(error)
+    assert not [str(warning.message) for warning in recwarn], "a warning on the user's terminal"
+
+
+@pytest.mark.skipif(not FFMPEG, reason="ffmpeg is not installed")
+def test_an_ogg_cut_behind_the_name_of_a_page_is_named(tmp_path):
+    ZOO["plain.ogg"].make(tmp_path / "a.ogg")
+    whole = (tmp_path / "a.ogg").read_bytes()
+    for kept in (4, 5, 6, 13):
+        (tmp_path / "cut.ogg").write_bytes(whole[: whole.rindex(b"OggS") + kept])
+        assert "its last page is missing" in read(tmp_path / "cut.ogg")[2]
+
+
 def place_of(part: np.ndarray, whole: np.ndarray) -> int:
     """Where in `whole` the samples `part` stand."""
     size = 1 << (len(whole) + len(part)).bit_length()
