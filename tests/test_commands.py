@@ -169,5 +169,5 @@ def test_job_scripts(script):
     assert f"--output=logs/{log}.out" in text and f"--error=logs/{log}.err" in text and "--open-mode=append" in text
     assert not re.search(r"/(home|work|Users)/|--account=", text), "someone's home or account"
     if log == "train_simple":
-        assert "--gpus-per-node=4" in text and "--constraint=a100_80" in text and "--time=12:00:00" in text
+        assert "--gpus-per-node=4" in text and "--constraint=a100_80" in text and "--time=01:00:00" in text
     assert Path(ROOT, script).stat().st_mode & stat.S_IXUSR
