@@ -244,7 +244,7 @@ def train(run: Run, state: TrainState) -> None:
 def run_epoch(run: Run, state: TrainState) -> None:
     """Train, validate, log and save.
 
-    What is saved outlives a killed process at once, and a power failure from the next sync on.
+    What is saved outlives a killed process at once, and a power failure once synced, or after half a minute.
     """
     started, lr = time.monotonic(), state.optimizer.param_groups[0]["lr"]
     train_mse, grad_norm = train_epoch(run, state)
