@@ -16,7 +16,7 @@ help:
 	@echo "make lint      ruff (rules and format) and shellcheck"
 	@echo "make install   only make .venv with what requirements.txt lists"
 	@echo "make soak      kill every script 200 times at random moments and compare what they end with"
-	@echo "make bench     measure it against the original experiment taken word for word (needs ffmpeg)"
+	@echo "make bench     measure it against the original experiment taken word for word (needs ffmpeg), and the GPU if there is one"
 	@echo "make study     train on music whose best possible prediction is known, and judge it"
 	@echo "make clean     remove what the demo made"
 
@@ -55,7 +55,7 @@ test-all: test
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@if command -v shellcheck >/dev/null; then shellcheck *.sh demo/*.sh .ci/run; else echo "shellcheck is not installed: scripts unchecked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck *.sh demo/*.sh benchmarks/*.sh .ci/run; else echo "shellcheck is not installed: scripts unchecked"; fi
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -66,6 +66,8 @@ soak: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_benchmarks.py
+	@! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		PYTHON=$(BIN)/python bash benchmarks/gpu.sh benchmarks/results
 
 study: $(VENV)/.installed
 	$(BIN)/python benchmarks/study_planted.py

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
@@ -33,11 +33,11 @@ from common.arguments import cache_setting, dataset_setting, device_setting, par
 from common.devices import free_memory, pick_device
 from common.errors import UserError, run_script
 from common.files import check_output_folder, remove_partial_files
-from common.machine import available_cores
 from common.progress import Progress
+from common.threads import THREADS, read_ahead
 from dataset.cache import EmbeddingCache
 from dataset.pairs import METADATA_NAME, find_pairs
-from dataset.segments import READERS, SplitSegments, confirm_metadata
+from dataset.segments import SplitSegments, confirm_metadata
 from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
@@ -105,8 +105,8 @@ class WavPairsDataset(Dataset):
         """The embeddings [C, frames] of WAVs, by their numbers in `segments`: from the cache, else encoded."""
         found: list = [None] * len(wavs)
         if self.cache is not None:
-            with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-                found = list(pool.map(self.cache.read, (self._keys[wav].decode() for wav in wavs)))
+            keys = [self._keys[wav].decode() for wav in wavs]
+            found = list(read_ahead(self.cache.read, keys) if len(keys) > THREADS else map(self.cache.read, keys))
         missing = [wav for wav, embedding in zip(wavs, found, strict=True) if embedding is None]
         encoded = dict(zip(missing, self.encode(missing).cpu().numpy(), strict=True)) if missing else {}
         return [
@@ -120,17 +120,36 @@ class WavPairsDataset(Dataset):
         Raises UserError, naming the file, for an embedding that is not finite.
         """
         result = torch.empty(len(wavs), self.codec.embedding_dim, self.num_frames, device=self.codec.device)
-        has_context = self.segments.predecessors[np.asarray(wavs, int)] >= 0
-        size = self._encode_batch()
-        for group in (np.flatnonzero(has_context), np.flatnonzero(~has_context)):
-            for start in range(0, len(group), size):
-                places = group[start : start + size]
-                result[places] = self._encode_together([wavs[place] for place in places])
+        for places, embeddings in self.encode_in_batches(wavs):
+            result[places] = embeddings
         return result
 
-    def _encode_together(self, wavs: list[int]) -> torch.Tensor:
-        """Encode WAVs that all have a predecessor, or all have none."""
-        waveforms = np.stack([self._waveform(wav) for wav in wavs])
+    def encode_in_batches(self, wavs: Sequence[int]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """The same in parts that fit into memory: places in `wavs`, and their embeddings [B, C, frames].
+
+        While the codec encodes a batch, threads read the next ones and write the one before.
+        """
+        # Waveforms of a batch must be equally long: those with a predecessor are longer.
+        has_context = self.segments.predecessors[np.asarray(wavs, int)] >= 0
+        size = self._encode_batch()
+        groups = (np.flatnonzero(has_context), np.flatnonzero(~has_context))
+        batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        waveforms = read_ahead(lambda places: np.stack([self._waveform(wavs[place]) for place in places]), batches)
+        writes: list[concurrent.futures.Future] = []
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for places, batch in zip(batches, waveforms, strict=True):
+                embeddings = self._encode_together([wavs[place] for place in places], batch)
+                for write in writes:
+                    write.result()
+                if self.cache is not None:
+                    kept = zip(places, embeddings.cpu().numpy(), strict=True)
+                    writes = [pool.submit(self.cache.write, self._keys[wavs[i]].decode(), x) for i, x in kept]
+                yield places, embeddings
+            for write in writes:
+                write.result()
+
+    def _encode_together(self, wavs: list[int], waveforms: np.ndarray) -> torch.Tensor:
+        """The embeddings [B, C, frames] of WAVs, from int16 waveforms that may begin with their context."""
         context_frames = (waveforms.shape[1] - self.num_samples) // self.codec.hop_length
         waveforms = torch.from_numpy(waveforms).unsqueeze(1).to(self.codec.device).float() / 32768
         embeddings = self.codec.encode(waveforms)[:, :, context_frames:]
@@ -140,9 +159,6 @@ class WavPairsDataset(Dataset):
                 raise UserError(
                     f"{self.segments.path(wav)}: its embedding is not finite; remove its pair from the dataset"
                 )
-        if self.cache is not None:
-            for wav, embedding in zip(wavs, embeddings.cpu().numpy(), strict=True):
-                self.cache.write(self._keys[wav].decode(), embedding)
         return embeddings
 
     def _waveform(self, wav: int) -> np.ndarray:
@@ -208,17 +224,15 @@ def _missing_segments(datasets: list[WavPairsDataset]) -> list[tuple[int, int]]:
 def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, int]]) -> None:
     if not missing:
         return
-    size = datasets[0]._encode_batch()
     hours = len(missing) * datasets[0].num_samples / datasets[0].codec.sample_rate / 3600
     if rank() == 0:
         where = datasets[0].cache.folder
         print(f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {where}", flush=True)
-    progress, mine = Progress(is_shown=rank() == 0), missing[rank() :: world_size()]
-    for start in range(0, len(mine), size):
-        batch = mine[start : start + size]
-        for number, dataset in enumerate(datasets):
-            dataset.encode([wav for owner, wav in batch if owner == number])
-        progress((start + len(batch)) / len(mine) * hours, hours, "h of audio encoded")
+    progress, mine, done = Progress(is_shown=rank() == 0), missing[rank() :: world_size()], 0
+    for number, dataset in enumerate(datasets):
+        for places, _ in dataset.encode_in_batches([wav for owner, wav in mine if owner == number]):
+            done += len(places)
+            progress(done / len(mine) * hours, hours, "h of audio encoded")
     progress.close()
 
 
@@ -226,10 +240,12 @@ def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, in
 
 
 class PairBatches:
-    """Batches of a split's embeddings on a device: from one tensor there if all fit, else through a DataLoader."""
+    """Batches of a split's embeddings on a device: from one tensor there if all fit, else read as needed."""
 
     def __init__(self, dataset: WavPairsDataset, device: torch.device, processes_on_node: int = 1):
         self.dataset, self.device = dataset, device
+        # On a CPU the codec may have to work where it is read, and takes the cores from the training.
+        self.reads_ahead = dataset.cache is not None and device.type == "cuda"
         self.table = None
         if dataset.cache is None:
             return
@@ -256,18 +272,17 @@ class PairBatches:
                 inputs, targets = self.rows[chunk].unbind(1)
                 yield self.table[inputs], self.table[targets]
             return
-        reads_only = self.dataset.cache is not None and self.device.type == "cuda"
-        loader = DataLoader(
-            self.dataset,
-            batch_size,
-            sampler=list(indices),
-            num_workers=min(4, available_cores()) if reads_only else 0,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own: the global one is dropout's, and both ways must draw alike
-        )
-        for inputs, targets in loader:
+        order, on_cuda = list(indices), self.device.type == "cuda"
+
+        def read(start: int) -> list[torch.Tensor]:
+            sides = zip(*self.dataset.__getitems__(order[start : start + batch_size]), strict=True)
+            stacked = [torch.stack(side) for side in sides]
+            return [side.pin_memory() for side in stacked] if on_cuda else stacked
+
+        starts = range(0, len(order), batch_size)
+        for batch in read_ahead(read, starts) if self.reads_ahead else map(read, starts):
             # On Apple's GPU a copy that does not block may read memory that has been freed.
-            yield tuple(x.to(self.device, non_blocking=self.device.type == "cuda") for x in (inputs, targets))
+            yield tuple(side.to(self.device, non_blocking=on_cuda) for side in batch)
 
 
 @dataclass

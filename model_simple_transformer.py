@@ -18,20 +18,30 @@ class SimpleTransformer(nn.Module):
     """Predict the next segment's embeddings from one segment's, frame for frame: [B, 128, T] -> [B, 128, T].
 
     encoding_dim: EnCodec's 128. num_heads, num_layers, dropout: the experiment's 8, 4 and 0.1.
+    attention_dropout: of the attention probabilities; 0 by default (README, "Departures", 4).
 
     What training starts from is the best hedged copy of the input, `shrunk_copy`, by three statistics per channel
     of the training set (`set_statistics`); the head, which starts at zero, learns what differs from it.
 
-    Building one turns off torch's eval-mode fast path for attention in the whole process
-    (`torch.backends.mha`), because that path does not use the fused kernel and takes more than twice as long.
+    Building one turns off two of torch's ways to compute attention, in the whole process: the eval-mode fast path
+    (`torch.backends.mha`), as it does not use the fused kernel and takes more than twice as long, and cuDNN's kernel,
+    as NaNs were reported of its backward pass in bf16.
     """
 
-    def __init__(self, encoding_dim: int = 128, num_heads: int = 8, num_layers: int = 4, dropout: float = 0.1):
+    def __init__(
+        self,
+        encoding_dim: int = 128,
+        num_heads: int = 8,
+        num_layers: int = 4,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+    ):
         super().__init__()
         if encoding_dim % 2 or encoding_dim % num_heads:
             raise ValueError(f"encoding_dim {encoding_dim} must be even and a multiple of num_heads {num_heads}")
         self.config = {
-            "encoding_dim": encoding_dim, "num_heads": num_heads, "num_layers": num_layers, "dropout": dropout
+            "encoding_dim": encoding_dim, "num_heads": num_heads, "num_layers": num_layers, "dropout": dropout,
+            "attention_dropout": attention_dropout,
         }  # fmt: skip
         self.register_buffer("mean", torch.zeros(encoding_dim, 1))
         self.register_buffer("std", torch.ones(encoding_dim, 1))
@@ -39,7 +49,8 @@ class SimpleTransformer(nn.Module):
 
         self.norm_in = nn.LayerNorm(encoding_dim)
         self.dropout = Dropout(dropout)
-        self.layers = nn.Sequential(*(transformer_layer(encoding_dim, num_heads, dropout) for _ in range(num_layers)))
+        sizes = (encoding_dim, num_heads, dropout, attention_dropout)
+        self.layers = nn.Sequential(*(transformer_layer(*sizes) for _ in range(num_layers)))
         self.norm_out = nn.LayerNorm(encoding_dim)
         self.head = nn.Sequential(
             nn.Linear(encoding_dim, 2 * encoding_dim), nn.GELU(), nn.Linear(2 * encoding_dim, encoding_dim)
@@ -47,6 +58,7 @@ class SimpleTransformer(nn.Module):
         nn.init.zeros_(self.head[2].weight)
         nn.init.zeros_(self.head[2].bias)
         torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict, device: str | torch.device = "cpu") -> SimpleTransformer:
@@ -75,16 +87,18 @@ class SimpleTransformer(nn.Module):
         return self.shrunk_copy(embeddings) + self.std * y.float()
 
 
-def transformer_layer(dim: int, num_heads: int, dropout: float) -> nn.TransformerEncoderLayer:
+def transformer_layer(
+    dim: int, num_heads: int, dropout: float, attention_dropout: float = 0.0
+) -> nn.TransformerEncoderLayer:
     """torch's own pre-norm GELU layer with a feed-forward of 4 * dim, [B, T, dim] -> [B, T, dim].
 
-    No dropout on the attention probabilities: with it, torch leaves its fused attention kernel and a training
-    step takes several times as long (README, "Departures").
+    Dropout on the attention probabilities has a rate of its own: with it, torch leaves its fused attention kernel on
+    a CPU, and a training step takes several times as long (README, "Departures", 4).
     """
     layer = nn.TransformerEncoderLayer(
         dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
     )
-    layer.self_attn.dropout = 0.0
+    layer.self_attn.dropout = attention_dropout
     layer.dropout, layer.dropout1, layer.dropout2 = Dropout(dropout), Dropout(dropout), Dropout(dropout)
     return layer
 

@@ -18,7 +18,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=0
 #SBATCH --exclusive
-#SBATCH --time=12:00:00
+#SBATCH --time=01:00:00
 #SBATCH --signal=B:USR2@120
 #SBATCH --requeue
 #SBATCH --output=logs/train_simple.out

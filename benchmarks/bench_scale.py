@@ -27,6 +27,7 @@ import dataset_wav_pairs  # noqa: E402
 import train_simple_worker  # noqa: E402
 from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks.measure import Row, peak_memory  # noqa: E402
+from common.threads import read_ahead  # noqa: E402
 from dataset import segments  # noqa: E402
 from dataset.pairs import PairRow, digest_of, write_metadata  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
@@ -36,20 +37,20 @@ SEGMENTS = SIZES[0] + 1
 BATCHES = 100
 
 
-def make_segments(folder: Path) -> list[str]:
-    """Distinct segments of 16 s, `folder`/NNNN.wav; the digest of each."""
+def make_segments(folder: Path, count: int = SEGMENTS, seconds: int = 16) -> list[str]:
+    """Distinct segments, `folder`/NNNN.wav; the digest of each."""
     folder.mkdir()
-    digests = []
-    rng = np.random.default_rng(0)
-    noise = rng.integers(-9999, 9999, 16 * 24000 + SEGMENTS, dtype=np.int16)
-    for number in range(SEGMENTS):
-        samples = noise[number : number + 16 * 24000]
+    noise = np.random.default_rng(0).integers(-9999, 9999, seconds * 24000 + count, dtype=np.int16)
+
+    def make(number: int) -> str:
+        samples = noise[number : number + seconds * 24000]
         soundfile.write(folder / f"{number:04d}.wav", samples, 24000)
-        digests.append(digest_of(samples))
-    return digests
+        return digest_of(samples)
+
+    return list(read_ahead(make, range(count)))
 
 
-def make_dataset(folder: Path, wavs: Path, digests: list[str], pairs: int) -> None:
+def make_dataset(folder: Path, wavs: Path, digests: list[str], pairs: int, seconds: int = 16) -> None:
     """`pairs` pairs, a tenth of them for validation: links to the segments, in a chain."""
     rows, known = [], {}
     for split in ("train", "val"):
@@ -57,11 +58,11 @@ def make_dataset(folder: Path, wavs: Path, digests: list[str], pairs: int) -> No
     for pair in range(pairs):
         split = folder / ("train" if pair < 0.9 * pairs else "val")
         for role, number in (("input", pair), ("output", pair + 1)):
-            os.link(wavs / f"{number % SEGMENTS:04d}.wav", split / f"pair_{pair:06d}_{role}.wav")
-            known[f"{split.name}/pair_{pair:06d}_{role}.wav"] = digests[number % SEGMENTS]
-        track, place = divmod(pair, SEGMENTS - 1)
-        rows.append(PairRow(f"pair_{pair:06d}", split.name, f"track_{track}_{split.name}", 16 * place))
-    write_metadata(folder / "metadata.txt", {"segment_duration": "16"}, {}, [], rows, known)
+            os.link(wavs / f"{number % len(digests):04d}.wav", split / f"pair_{pair:06d}_{role}.wav")
+            known[f"{split.name}/pair_{pair:06d}_{role}.wav"] = digests[number % len(digests)]
+        track, place = divmod(pair, len(digests) - 1)
+        rows.append(PairRow(f"pair_{pair:06d}", split.name, f"track_{track}_{split.name}", seconds * place))
+    write_metadata(folder / "metadata.txt", {"segment_duration": str(seconds)}, {}, [], rows, known)
 
 
 def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
@@ -83,7 +84,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     return {"pairs_per_second": best, "peak_mb": peak_memory() / 1e6}
 
 
-def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
+def measure_start(dataset_dir: str, cache_dir: str, device: str = "cpu") -> dict[str, float]:
     """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
     wavs_read = 0
     read = segments.read_pcm16
@@ -102,7 +103,7 @@ def measure_start(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     segments.read_pcm16 = counting
     train_simple_worker.train_epoch = arrive
     config = TrainConfig(
-        dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device="cpu", encodec_weights="untrained",
+        dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device=device, encodec_weights="untrained",
         resume="never",
     )  # fmt: skip
     started = time.perf_counter()

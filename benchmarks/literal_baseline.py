@@ -59,21 +59,31 @@ class LiteralTransformer(nn.Module):
 class LiteralTraining:
     """The training loop, one process."""
 
-    def __init__(self, dataset_dir: Path, state: dict[str, torch.Tensor], batch_size: int = 16, lr: float = 1e-4):
-        """state: EnCodec's weights, those of the pipeline's codec."""
+    def __init__(
+        self,
+        dataset_dir: Path,
+        state: dict[str, torch.Tensor],
+        batch_size: int = 16,
+        lr: float = 1e-4,
+        device: str = "cpu",
+        num_workers: int = 0,
+    ):
+        """state: EnCodec's weights, those of the pipeline's codec. num_workers: processes that read WAVs."""
+        self.device = device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.codec = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
         _load_folded(self.codec, state)
+        self.codec.to(device)
         torch.manual_seed(42)
-        self.model = LiteralTransformer()
+        self.model = LiteralTransformer().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.01)
-        self.train = DataLoader(WavPairs(dataset_dir / "train"), batch_size, shuffle=True)
+        self.train = DataLoader(WavPairs(dataset_dir / "train"), batch_size, shuffle=True, num_workers=num_workers)
         self.val = DataLoader(WavPairs(dataset_dir / "val"), batch_size)
 
     @torch.no_grad()
     def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
-        return self.codec.encoder(waveforms)
+        return self.codec.encoder(waveforms.to(self.device))
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """One training step on embeddings [B, 128, T]."""

@@ -1,6 +1,6 @@
 """All benchmarks in one run, as ratios measured side by side; prints a table, writes it as JSON.
 
-make bench                                             # all of it; the rows of a GPU where there is one
+make bench                                             # all of it; then gpu.sh where there is a GPU
 python benchmarks/run_benchmarks.py codec training     # only these subjects
 """
 
@@ -22,14 +22,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
-from benchmarks import bench_codec, bench_dataset, bench_gpu, bench_scale, bench_training  # noqa: E402
+from benchmarks import bench_codec, bench_dataset, bench_scale, bench_training  # noqa: E402
 from benchmarks.measure import Row  # noqa: E402
 from common.arguments import file_path  # noqa: E402
 from common.errors import run_script  # noqa: E402
 from common.files import atomic_write  # noqa: E402
 from common.machine import available_cores  # noqa: E402
 
-SUBJECTS = ("codec", "training", "dataset", "scale", "gpu")
+SUBJECTS = ("codec", "training", "dataset", "scale")
 
 
 def demo_dataset(work_dir: Path) -> Path:
@@ -46,9 +46,11 @@ def demo_dataset(work_dir: Path) -> Path:
 
 def about_this_run() -> dict[str, str]:
     """Machine, versions and commit."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -57,7 +59,7 @@ def about_this_run() -> dict[str, str]:
     return {
         "machine": f"{available_cores()} cores, {model or platform.machine()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-        "commit": git.stdout.strip(),
+        "commit": commit or "unknown",
     }
 
 
@@ -81,13 +83,12 @@ def main() -> int:
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     open(output, "a").close()  # before the work, so that it is not for nothing
-    subjects = args.subjects or SUBJECTS[: 5 if torch.cuda.is_available() else 4]
     torch.set_num_threads(available_cores())
     codec = load_frozen_encodec("untrained")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         work_dir = Path(folder)
-        for subject in subjects:
+        for subject in args.subjects or SUBJECTS:
             started = time.monotonic()
             if subject == "codec":
                 rows += bench_codec.run(codec)
@@ -95,10 +96,8 @@ def main() -> int:
                 rows += bench_training.run(codec, demo_dataset(work_dir), work_dir)
             elif subject == "dataset":
                 rows += bench_dataset.run(work_dir)
-            elif subject == "scale":
-                rows += bench_scale.run(work_dir)
             else:
-                rows += bench_gpu.run(work_dir)
+                rows += bench_scale.run(work_dir)
             print(f"{subject}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     about = about_this_run()
     print_table(rows, about)

@@ -112,13 +112,15 @@ def run(script: str, *args: object) -> None:
 # ------------------------------------------------------------------ the worlds
 
 
-def write_world(folder: Path, world: str, rng: np.random.Generator) -> dict[str, list[tuple[int, int]]]:
+def write_world(
+    folder: Path, world: str, rng: np.random.Generator, num_tracks: dict[str, int] = TRACKS
+) -> dict[str, list[tuple[int, int]]]:
     """Write a dataset of 1 s segments; which clips each pair of a split is made of."""
     clips = [draw_clip(rng) for _ in range(NUM_CLIPS)]
     ring = rng.permutation(NUM_CLIPS)
     after = {int(ring[k]): [int(ring[(k + 1) % NUM_CLIPS]), int(ring[(k + 3) % NUM_CLIPS])] for k in range(NUM_CLIPS)}
-    rows, clips_of, files = [], {split: [] for split in TRACKS}, 0
-    for split, tracks in TRACKS.items():
+    rows, clips_of, files = [], {split: [] for split in num_tracks}, 0
+    for split, tracks in num_tracks.items():
         (folder / split).mkdir(parents=True)
         for track in range(tracks):
             walk = [int(rng.integers(NUM_CLIPS))]

@@ -3,7 +3,6 @@ without reading a sample."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.threads import read_ahead
 from dataset.pairs import METADATA_NAME, Metadata, PairPaths, digest_of, read_header, read_metadata, read_pcm16
 
 WAV_HEADER_BYTES = 44
-READERS = 4  # threads that read and hash; both release Python's lock
+WAVS_AT_A_TIME = 16  # that a thread checks: for one alone, handing it over takes longer than the check
 
 
 class SplitSegments:
@@ -36,7 +36,10 @@ class SplitSegments:
         seconds = int(metadata.settings.get("segment_duration", 0))
         self.num_samples = seconds * sample_rate or read_header(self.path(0), sample_rate)
         self.tracks = {row.source for row in metadata.pairs if row.split == split_dir.name}
-        self.changed_ns = 0  # the last change of any of the WAVs
+        self.changed_ns, self.is_as_listed = (
+            0,
+            True,
+        )  # the last change of any of the WAVs; are all as metadata.txt says?
         self.digests = self._digests(metadata, written_ns, sample_rate)
         self.predecessors = self._predecessors(metadata, split_dir.name, self.num_samples // sample_rate)
 
@@ -57,31 +60,31 @@ class SplitSegments:
         """WAVs that are newer than metadata.txt, or of another size, are read; metadata.txt knows the others.
 
         `cp -p` and `rsync -a` set an older modification date, but nothing sets the date of the inode's last change.
-        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it.
+        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it. Threads do it, as asking a network file system about one file takes a millisecond.
         """
         size = WAV_HEADER_BYTES + 2 * self.num_samples
-        digests = np.zeros(2 * len(self.pairs), "S32")
-        unknown, listed = [], []
-        for wav in range(len(digests)):
-            path = self.path(wav)
-            known = metadata.digests.get(f"{path.parent.name}/{path.name}")
-            about = os.stat(path)
+        dataset, split = os.path.split(os.path.abspath(self.pairs.folder))
+
+        def examine(wav: int) -> tuple[str, int, bool]:
+            """Its digest, when it was last changed, and whether metadata.txt lists it so."""
+            name = f"{split}/{self.pairs.names[wav // 2]}_{'output' if wav % 2 else 'input'}.wav"
+            known, about = metadata.digests.get(name), os.stat(f"{dataset}/{name}")
             changed_ns = max(about.st_mtime_ns, about.st_ctime_ns)
-            self.changed_ns = max(self.changed_ns, changed_ns)
             if known and about.st_size == size and changed_ns <= written_ns:
-                digests[wav] = known
-            else:
-                unknown.append(wav)
-            listed.append(known or "")
-
-        def examine(wav: int) -> str:
+                return known, changed_ns, True
             read_header(self.path(wav), sample_rate)
-            return digest_of(self.read(wav))
+            digest = digest_of(self.read(wav))
+            return digest, changed_ns, digest == known
 
-        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            for wav, digest in zip(unknown, pool.map(examine, unknown), strict=True):
+        wavs = range(2 * len(self.pairs))
+        digests = np.zeros(len(wavs), "S32")
+        chunks = [wavs[start : start + WAVS_AT_A_TIME] for start in wavs[::WAVS_AT_A_TIME]]
+        examined = read_ahead(lambda chunk: [examine(wav) for wav in chunk], chunks)
+        for chunk, found in zip(chunks, examined, strict=True):
+            for wav, (digest, changed_ns, is_as_listed) in zip(chunk, found, strict=True):
                 digests[wav] = digest
-        self.is_as_listed = digests.tolist() == [digest.encode() for digest in listed]
+                self.changed_ns = max(self.changed_ns, changed_ns)
+                self.is_as_listed &= is_as_listed
         return digests
 
     def _predecessors(self, metadata: Metadata, split: str, seconds: int) -> np.ndarray:

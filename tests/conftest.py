@@ -29,7 +29,7 @@ def run_script(
 ) -> subprocess.CompletedProcess:
     """Run a script as a user does, in a process of its own; check its exit status."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    environment = os.environ | {"PYTHONPATH": "", "PYTHONUNBUFFERED": "1"} | env
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | env
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     if status is not None:
         assert result.returncode == status, f"{script} {args}: {result.returncode}\n{result.stdout}\n{result.stderr}"

@@ -23,8 +23,8 @@ FLAGS = {
     "train_simple_ddp.py": """
         dataset_dir=dataset_pairs_wav checkpoint_dir=checkpoints_simple batch_size=16 epochs=200 lr=0.0001
         weight_decay=0.01 patience=20 scheduler_factor=0.5 scheduler_patience=5 max_grad_norm=1.0 checkpoint_every=10
-        num_layers=4 num_heads=8 dropout=0.1 num_processes= device=auto precision=auto resume=auto init_from= no_cache=
-        cache_dir= encodec_weights=pretrained seed=42 check_only=""",
+        num_layers=4 num_heads=8 dropout=0.1 attention_dropout=0.0 num_processes= device=auto precision=auto resume=auto
+        init_from= no_cache= cache_dir= encodec_weights=pretrained seed=42 check_only=""",
     "test_simple_setup.py": "encodec_weights=pretrained device=auto dataset_dir=",
     "generate_continuation.py": """
         checkpoint=checkpoints_simple/best_model.pt output_dir=continuations num_segments=1 quantize= device=auto
@@ -48,7 +48,7 @@ NONSENSE = {
     "train_simple_ddp.py": [
         *(("--epochs", value) for value in (*NOT_A_NUMBER, "0", "-1", "1.5")),
         *(("--lr", value) for value in (*NOT_A_NUMBER, "0", "-1")),
-        *(("--dropout", value) for value in ("1", "-0.1")),
+        *((flag, value) for flag in ("--dropout", "--attention_dropout") for value in ("1", "-0.1")),
         *(("--scheduler_factor", value) for value in ("0", "1")),
         ("--num_heads", "7"),
         ("--num_processes", "0"),
@@ -146,7 +146,9 @@ def test_the_check_says_what_is_ready_and_where_it_goes(place, run):
     ]
 
 
-def test_a_cuda_device_that_is_not_there(place, fails):
+def test_a_cuda_device_that_is_not_there(place, fails, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
     fails("train_simple_ddp.py", "--device", "cuda", *UNTRAINED[:2], says="--device cuda: torch sees no CUDA GPU here")
 
 
@@ -169,5 +171,5 @@ def test_job_scripts(script):
     assert f"--output=logs/{log}.out" in text and f"--error=logs/{log}.err" in text and "--open-mode=append" in text
     assert not re.search(r"/(home|work|Users)/|--account=", text), "someone's home or account"
     if log == "train_simple":
-        assert "--gpus-per-node=4" in text and "--constraint=a100_80" in text and "--time=12:00:00" in text
+        assert "--gpus-per-node=4" in text and "--constraint=a100_80" in text and "--time=01:00:00" in text
     assert Path(ROOT, script).stat().st_mode & stat.S_IXUSR

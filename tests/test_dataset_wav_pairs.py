@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from conftest import UNTRAINED, main_of, noise, write_track
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
+from common.threads import THREADS, read_ahead
 from dataset import segments
 from dataset.cache import EmbeddingCache
 from dataset.pairs import read_metadata, read_pcm16
@@ -93,11 +95,12 @@ def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeyp
     dataset = WavPairsDataset(small_dataset / "train", codec)
     in_memory = PairBatches(dataset, torch.device("cpu"))
     monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 1000)
-    from_disk = PairBatches(dataset, torch.device("cpu"))
+    from_disk, ahead = (PairBatches(dataset, torch.device("cpu")) for _ in range(2))
+    ahead.reads_ahead = True  # as for a GPU
     encoded = PairBatches(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
     assert in_memory.table is not None and from_disk.table is None
     state, indices = torch.random.get_rng_state(), [3, 1, 18, 0, 5, 5, 7]
-    ways = [list(way(indices, 3)) for way in (in_memory, from_disk, encoded)]
+    ways = [list(way(indices, 3)) for way in (in_memory, from_disk, ahead, encoded)]
     assert torch.equal(torch.random.get_rng_state(), state), "dropout would differ between the ways"
     for way in ways:
         assert [len(inputs) for inputs, _ in way] == [3, 3, 1]
@@ -110,6 +113,79 @@ def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeyp
 def test_a_dataloader_takes_it(small_dataset, codec):
     inputs, outputs = next(iter(DataLoader(WavPairsDataset(small_dataset / "train", codec), batch_size=4)))
     assert inputs.shape == outputs.shape == (4, 128, 75)
+
+
+def test_what_is_read_ahead_comes_in_order_and_not_far_ahead(rng):
+    delays, started = rng.uniform(0, 0.002, 50), []
+
+    def read(item: int) -> int:
+        started.append(item)
+        threading.Event().wait(delays[item])
+        if item == 40:
+            raise OSError("the fortieth")
+        return item
+
+    arrived = []
+    with pytest.raises(OSError, match="the fortieth"):
+        for item in read_ahead(read, range(50)):
+            arrived.append(item)
+            assert len(started) <= len(arrived) + THREADS
+    assert arrived == list(range(40)) and list(read_ahead(str, [])) == []
+
+
+def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypatch):
+    """The codec waits for a reading that would never come if it had to end first."""
+    read, encode, reads = segments.read_pcm16, codec.encode, threading.Semaphore(0)
+    monkeypatch.setattr(segments, "read_pcm16", lambda path: reads.release() or read(path))
+
+    def wait_and_encode(waveforms: torch.Tensor) -> torch.Tensor:
+        for _ in range(8 if len(waveforms) == 1 else 0):  # four batches of an input and what came before it
+            assert reads.acquire(timeout=60)
+        return encode(waveforms)
+
+    dataset = WavPairsDataset(copy / "train", codec, use_cache=False)
+    wavs = [wav for wav, predecessor in enumerate(dataset.segments.predecessors) if predecessor >= 0][:4]
+    expected = dataset.encode(wavs)
+    while reads.acquire(blocking=False):
+        pass
+    monkeypatch.setattr("dataset_wav_pairs.CPU_ENCODE_BATCH", 1)
+    monkeypatch.setattr(codec, "encode", wait_and_encode)
+    first = next(dataset.encode_in_batches(wavs))
+    assert torch.equal(first[1][0], expected[0])
+
+
+def test_wavs_are_checked_by_several_threads_and_the_first_bad_one_is_named(copy, codec, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+    met, stat = [], os.stat
+
+    def stat_together(path, *args, **kwargs):
+        if not met and str(path).endswith(("pair_0000_input.wav", "pair_0008_input.wav")):  # in two threads' shares
+            both.wait()
+            met.append(path)
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat_together)
+    WavPairsDataset(copy / "train", codec)
+    assert met
+    for name in ("pair_0018_input", "pair_0002_output"):
+        (copy / "train" / f"{name}.wav").write_text("hello")
+    with pytest.raises(UserError, match=r"pair_0002_output\.wav: not a readable WAV"):
+        WavPairsDataset(copy / "train", codec)
+
+
+def test_damage_met_while_reading_ahead_is_one_line_and_encoded_again(copy, codec, monkeypatch, capfd):
+    dataset = WavPairsDataset(copy / "train", codec)
+    keys = [key for pair in dataset.keys for key in pair]
+    output = next(i for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)  # which is read once
+    whole, path = dataset.embeddings([output])[0], dataset.cache.path(keys[output])
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 0)
+    batches = PairBatches(dataset, torch.device("cpu"))
+    batches.reads_ahead = True
+    targets = torch.cat([targets for _, targets in batches(range(19), 4)])
+    assert capfd.readouterr().err == f"{path}: damaged; encoding this segment again\n"
+    torch.testing.assert_close(targets[output // 2], whole, atol=1e-4, rtol=0)
+    assert len(targets) == 19 and dataset.cache.read(keys[output]) is not None
 
 
 def test_each_distinct_segment_is_encoded_once(copy, counted):

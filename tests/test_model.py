@@ -42,7 +42,7 @@ def test_layers_start_different_from_each_other():
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i] if a.shape == b.shape)
 
 
-def test_a_layer_is_torchs_own_without_dropout_on_attention():
+def test_a_layer_is_torchs_own():
     """In training mode with dropout 0 and in eval mode; the eval-mode fast path off or on."""
     torch.manual_seed(0)
     ours = transformer_layer(128, 8, dropout=0.0)
@@ -69,6 +69,36 @@ def test_fused_attention_is_in_use(training, monkeypatch):
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.set_grad_enabled(training):
         model(torch.randn(2, 128, 40))
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_dropout_on_attention_is_what_was_asked_for_and_only_in_training(p, monkeypatch):
+    rates = []
+    attention = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda q, k, v, mask, rate, *more: rates.append(rate)
+        or attention(q, k, v, mask, rate, *more),
+    )  # fmt: skip
+    model, x = randomised(SimpleTransformer(num_layers=2, dropout=0.0, attention_dropout=p)), torch.randn(1, 128, 40)
+    assert torch.equal(model(x), model(x)) == (p == 0)
+    assert torch.equal(model.eval()(x), model(x))
+    assert rates == [p] * 4 + [0.0] * 4
+    again = SimpleTransformer.from_checkpoint({"model": model.state_dict(), "model_config": model.config})
+    assert [layer.self_attn.dropout for layer in again.layers] == [p, p]
+
+
+def test_a_checkpoint_from_before_attention_dropout_loads():
+    model = SimpleTransformer(num_layers=1)
+    config = {key: value for key, value in model.config.items() if key != "attention_dropout"}
+    again = SimpleTransformer.from_checkpoint({"model": model.state_dict(), "model_config": config})
+    assert again.config == model.config and again.layers[0].self_attn.dropout == 0
+
+
+def test_cudnns_attention_is_off_once_a_model_is_built():
+    """NaNs were reported of its backward pass in bf16."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    SimpleTransformer(num_layers=1)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

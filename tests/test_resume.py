@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, UNTRAINED, main_of, one_line_error, run_script, write_track
 from training_runs import SCRIPT, command, difference, load, metrics
 
@@ -111,6 +112,29 @@ def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
         assert not difference(load(tmp_path / "run" / "last.pt"), before)
 
 
+@pytest.mark.parametrize("every_s, synced_epochs", [(1e9, [3]), (0, [1, 2, 3])])
+def test_files_are_synced_when_it_is_time_and_at_the_end(
+    small_dataset, tmp_path, run, monkeypatch, every_s, synced_epochs
+):
+    """Each epoch is written, also those that are not synced; curves are drawn with the syncs and at the end."""
+    synced, drawn, saved = [], [], []
+    fsync, draw, save = os.fsync, train_simple_worker.draw_curves, train_simple_worker.save_checkpoint
+    monkeypatch.setattr(train_simple_worker, "SYNC_EVERY_S", every_s)
+    done = lambda: len(metrics(tmp_path)) if (tmp_path / "metrics.jsonl").exists() else 0  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(done()) or fsync(file))
+    monkeypatch.setattr(train_simple_worker, "draw_curves", lambda *args: drawn.append(len(saved)) or draw(*args))
+
+    def save_and_look(paths, checkpoint, *args):
+        save(paths, checkpoint, *args)
+        if checkpoint["epoch"]:
+            saved.append(load(tmp_path / "last.pt")["epoch"])
+
+    monkeypatch.setattr(train_simple_worker, "save_checkpoint", save_and_look)
+    run(*command(small_dataset, tmp_path, "--epochs", 3, "--checkpoint_every", 1))
+    assert saved == [1, 2, 3] and sorted(set(synced) - {0}) == synced_epochs
+    assert drawn == ([1, 2, 3, 3] if every_s == 0 else [3]) and (tmp_path / "curves.png").exists()
+
+
 # ------------------------------------------------------------------ resume and change
 
 
@@ -129,6 +153,18 @@ def test_changed_settings_hold_from_there_on_and_are_said(small_dataset, tmp_pat
     assert metrics(tmp_path)[4]["lr"] == 0.05 and "changed" not in metrics(tmp_path)[5]
     group = load(tmp_path / "last.pt")["optimizer"]["param_groups"][0]
     assert group["weight_decay"] == 0.02
+
+
+def test_a_checkpoint_from_before_attention_dropout_resumes_without_it(small_dataset, tmp_path, run):
+    run(*command(small_dataset, tmp_path, "--epochs", 1))
+    saved = load(tmp_path / "last.pt")
+    assert saved["model_config"].pop("attention_dropout") == saved["config"].pop("attention_dropout") == 0
+    torch.save(saved, tmp_path / "last.pt")
+    log = run(*command(small_dataset, tmp_path, "--epochs", 2, "--attention_dropout", 0.1)).stdout
+    assert "changed    attention_dropout 0.0 → 0.1" in log
+    assert load(tmp_path / "last.pt")["model_config"]["attention_dropout"] == 0.1
+    torch.save(saved, tmp_path / "last.pt")
+    assert "changed" not in run(*command(small_dataset, tmp_path, "--epochs", 2)).stdout
 
 
 def test_an_early_stopped_run_continues_with_more_patience_or_more_epochs(small_dataset, tmp_path, run):

@@ -18,12 +18,12 @@ FORMAT = 3
 LAST, BEST = "last.pt", "best_model.pt"
 
 
-def save_checkpoint(paths: Iterable[Path], checkpoint: dict) -> None:
-    """Serialise a checkpoint once and write it under each of `paths`, atomically and through to the disk."""
+def save_checkpoint(paths: Iterable[Path], checkpoint: dict, sync: bool = True) -> None:
+    """Serialise a checkpoint once and write it under each of `paths`, atomically; with `sync` through to the disk."""
     content = io.BytesIO()
     torch.save(checkpoint | {"format": FORMAT}, content)
     for path in paths:
-        with atomic_write(path, sync=True) as temporary:
+        with atomic_write(path, sync) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 

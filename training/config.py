@@ -37,6 +37,9 @@ class TrainConfig:
     num_layers: int = setting(4, "transformer layers", type=number(int, at_least=1, at_most=1000))
     num_heads: int = setting(8, "attention heads", type=number(int, at_least=1, at_most=128))
     dropout: float = setting(0.1, "on embeddings, residual branches and feed-forward", type=PROBABILITY)
+    attention_dropout: float = setting(
+        0.0, "on attention probabilities; the original had 0.1 (README, Departures, 4)", type=PROBABILITY
+    )
     num_processes: int | None = setting(
         None, "on this machine (default: one per GPU, else 1)", type=number(int, at_least=1, at_most=1024)
     )

@@ -52,11 +52,13 @@ def start_metrics(path: Path, baselines: dict[str, float], epochs_done: int) -> 
         temporary.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
 
 
-def append_metrics(path: Path, line: dict[str, object]) -> None:
+def append_metrics(path: Path, line: dict[str, object], sync: bool = True) -> None:
+    """Append an epoch's line, with `sync` through to the disk."""
     with name_in_errors(path), open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def open_tensorboard(folder: Path, epochs_done: int) -> object | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -84,11 +85,12 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
 
     saved, now: `config`, `world_size`, `precision` and `data` as in a checkpoint.
     """
-    then, here = saved["config"], now["config"]
+    # A setting that is newer than the saved run had its default there.
+    then, here = dataclasses.asdict(TrainConfig()) | saved["config"], now["config"]
     changed = {
         name: [then[name], value]
         for name, value in here.items()
-        if name in then and name not in SILENT_ON_RESUME and then[name] != value
+        if name not in SILENT_ON_RESUME and then[name] != value
     }
     for name, key in (("num_processes", "world_size"), ("precision", "precision")):
         if saved[key] != now[key]:

@@ -1,0 +1,24 @@
+"""Reading ahead: files are read by threads while the caller computes."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+THREADS = 4  # that read, hash or write files; all three release Python's lock
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`read(item)` of each item, in order, by threads that are at most THREADS items ahead of the caller."""
+    pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            pending.append(pool.submit(read, item))
+            if len(pending) > THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

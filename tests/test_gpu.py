@@ -1,0 +1,168 @@
+"""What only a GPU can show. TEST_DEVICE=cpu runs the same on a CPU, so that no mistake waits for a card.
+
+python -m pytest -m gpu tests/test_gpu.py
+"""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import UNTRAINED, one_line
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from training_runs import difference, load, metrics
+
+from audio.frozen_encodec import load_frozen_encodec
+from dataset_wav_pairs import PairBatches, WavPairsDataset
+from model_simple_transformer import SimpleTransformer
+from training import distributed
+
+DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+
+def command(dataset, folder, *args: object, device: str = DEVICE.type) -> tuple[object, ...]:
+    places = ("--dataset_dir", dataset, "--checkpoint_dir", folder)
+    codec = (*UNTRAINED[:2], "--device", device, "--num_processes", 1)
+    return "train_simple_ddp.py", *places, *codec, "--num_layers", 1, "--lr", 1e-3, *args
+
+
+def a_model(**settings: object) -> SimpleTransformer:
+    """With a head that does not predict zero, so that every weight has a gradient."""
+    torch.manual_seed(0)
+    model = SimpleTransformer(**({"dropout": 0.0} | settings)).to(DEVICE)
+    torch.nn.init.normal_(model.head[2].weight, std=0.1)
+    return model
+
+
+def gradient(model: torch.nn.Module, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and the gradient of their MSE, all weights in one vector, float32."""
+    inputs, targets = torch.randn(2, 4, 128, 1200, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    with torch.autocast(DEVICE.type, dtype, enabled=dtype is not None):
+        predictions = model(inputs)
+    model.zero_grad()
+    torch.nn.functional.mse_loss(predictions, targets).backward()
+    return predictions.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+def test_embeddings_are_those_of_the_cpu(codec):
+    waveforms = 0.1 * torch.randn(3, 1, 17 * 24000, generator=torch.Generator().manual_seed(0))
+    expected = codec.encode(waveforms)
+    found = load_frozen_encodec("untrained", DEVICE).encode(waveforms).cpu()
+    assert (found - expected).abs().max() <= 1e-4 * expected.std()
+
+
+def test_gradients_in_bf16_point_where_those_in_fp32_do():
+    model = a_model()
+    (precise, expected), (rounded, found) = gradient(model), gradient(model, torch.bfloat16)
+    assert found.isfinite().all() and cosine(found, expected) > 0.99
+    assert (rounded - precise).norm() < 0.02 * precise.norm()
+
+
+def test_flash_attention_gives_what_the_math_kernel_gives():
+    """And is there at all, at 8 heads of 16 channels: no other kernel is allowed."""
+    model, results = a_model(), []
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        with sdpa_kernel(kernel):
+            results.append(gradient(model, torch.bfloat16))
+    (flash, found), (math, expected) = results
+    assert (flash - math).norm() < 0.02 * math.norm() and cosine(found, expected) > 0.99
+
+
+def test_attention_dropout_keeps_the_fused_kernel_on_a_gpu():
+    model = a_model(attention_dropout=0.1)
+    if DEVICE.type == "cpu":
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(RuntimeError, match="No available kernel"):
+            gradient(model, torch.bfloat16)
+        return
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        assert gradient(model, torch.bfloat16)[1].isfinite().all()
+
+
+def test_two_epochs_then_a_resume(small_dataset, tmp_path, run):
+    run(*command(small_dataset, tmp_path, "--epochs", 2))
+    assert "resuming" in run(*command(small_dataset, tmp_path, "--epochs", 4)).stdout
+    lines = metrics(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4] and lines[3]["train_mse"] < lines[0]["train_mse"]
+
+
+def test_a_run_moves_from_the_cpu_to_the_gpu_and_back(small_dataset, tmp_path, run):
+    for epochs, device in ((1, "cpu"), (2, DEVICE.type), (3, "cpu")):
+        log = run(*command(small_dataset, tmp_path, "--epochs", epochs, device=device)).stdout
+        assert ("resuming" in log) == (epochs > 1) and f"1 x {device}" in log
+    assert len(metrics(tmp_path)) == 3 and not load(tmp_path / "last.pt")["optimizer"]["state"][0]["exp_avg"].is_cuda
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="only a GPU's memory has a limit that can be set")
+def test_out_of_memory_is_one_line_that_names_the_batch_size(small_dataset, tmp_path, run):
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + 40 * 2**20
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        said = run(*command(small_dataset, tmp_path, "--epochs", 1, "--num_layers", 40), status=1).stderr
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    one_line(said, "--batch_size 16: cuda:0 is out of memory; use a smaller one")
+
+
+def test_ddp_with_one_process_gives_the_gradient_of_the_model_alone(tmp_path, monkeypatch):
+    """Over NCCL on a GPU; what is summed on the CPU goes over Gloo in the same group."""
+    expected = gradient(a_model())[1]
+    backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)  # which alone makes it build DDP
+        place = torch.device(DEVICE.type, 0) if DEVICE.type == "cuda" else DEVICE
+        parallel = distributed.data_parallel(a_model(), torch.zeros(1, 128, 1200, device=place))
+        assert isinstance(parallel, DistributedDataParallel)
+        torch.testing.assert_close(gradient(parallel)[1], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-3)
+        assert distributed.sum_over_ranks(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def copy(small_dataset, tmp_path):
+    shutil.copytree(small_dataset, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def alone(dataset: WavPairsDataset) -> int:
+    """A pair whose output is in no other pair."""
+    keys = [key for pair in dataset.keys for key in pair]
+    return next(i // 2 for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)
+
+
+def test_a_nan_names_its_pair(copy, tmp_path, codec, run):
+    run(*command(copy, tmp_path / "run", "--batch_size", 1, "--epochs", 1))
+    good = load(tmp_path / "run" / "last.pt")
+    dataset = WavPairsDataset(copy / "train", codec)
+    pair = alone(dataset)
+    dataset.cache.write(dataset.keys[pair][1], np.full((128, 75), np.nan))
+    said = run(*command(copy, tmp_path / "run", "--batch_size", 1, "--epochs", 2), status=1).stderr
+    assert "not finite" in one_line(said, f"pairs {dataset.name(pair)};")
+    assert not difference(load(tmp_path / "run" / "last.pt"), good)
+
+
+def test_a_damaged_cache_file_met_in_training_is_one_line(copy, monkeypatch, capfd):
+    """Where the embeddings do not fit into memory: threads read them, and one of them encodes it again."""
+    dataset = WavPairsDataset(copy / "train", load_frozen_encodec("untrained", DEVICE))
+    pair = alone(dataset)
+    whole, path = dataset[pair][1], dataset.cache.path(dataset.keys[pair][1])
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 0)
+    batches = PairBatches(dataset, DEVICE)
+    batches.reads_ahead = True  # on a GPU it does so by itself
+    targets = torch.cat([targets for _, targets in batches(range(19), 4)]).cpu()
+    assert capfd.readouterr().err == f"{path}: damaged; encoding this segment again\n"
+    torch.testing.assert_close(targets[pair], whole, atol=1e-4, rtol=0)
