@@ -52,6 +52,7 @@ from common.errors import UserError, printable, run_script
 from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
 from common.progress import Progress
+from common.workers import Workers
 from dataset.cutting import CHANGED, STAGING_NAME, Cut, remove_staged, staged_tracks
 from dataset.earlier import EarlierSplits, not_needed, report_changes
 from dataset.gathering import Selection, select_pairs
@@ -180,9 +181,9 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
     cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate)
-    workers = settings.num_workers or available_cores()
     earlier = EarlierSplits.of(previous) if previous else EarlierSplits()
-    selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
+    with Workers(min(settings.num_workers or available_cores(), len(sources))) as workers:
+        selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
     _report_files(selection, settings)
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():

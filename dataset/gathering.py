@@ -37,46 +37,45 @@ class Selection:
 
 
 def select_pairs(
-    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, earlier: EarlierSplits, num_workers: int
+    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, earlier: EarlierSplits, workers: Workers
 ) -> Selection:
     """Choose the pairs of a dataset and stage their segments.
 
     sources: the audio files, in the order in which new ones are taken for validation.
-    earlier: the splits of an earlier dataset, which its tracks keep.
+    earlier: the splits of an earlier dataset, which its tracks keep. workers: the processes that read the files.
 
     The lengths in the headers make the plan. Where they promise wrongly, or a recording is there twice, further
     rounds fill up from the other tracks.
     """
-    with Workers(min(num_workers, len(sources))) as workers:
-        read = workers.map(functools.partial(read_header, cut), sources, lambda *_: (0.0, 0))
-        headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
-        promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
-        lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
-        selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
-        tracks = selection.tracks
-        splits = known = earlier.known(sources, tracks)
-        while True:
-            capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
-            songs = [selection.songs.get(source, source) for source in sources]
-            val = choose_validation_songs(capacities, max_pairs, val_pairs, [*map(splits.get, sources)], songs)
-            counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
-            if sum(map(bool, capacities)) == 1:
-                counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
-            missing = {
-                source: _to_stage(tracks.get(source), found.get(source, []), count) for source, count in counts.items()
-            }
-            work = [(source, pairs) for source, pairs in missing.items() if pairs]
-            if not work:
-                break
-            staged = workers.map(functools.partial(stage_track, cut), work, lost_track)
-            for track in Progress().over(staged, len(work), "tracks cut"):
-                tracks[track.source] = track
-            known = earlier.known(sources, tracks)
-            # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
-            lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
-            order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
-            found, selection.skipped, links = _compare(order, tracks)
-            splits = _tie(links, known, found, selection)
+    read = workers.map(functools.partial(read_header, cut), sources, lambda *_: (0.0, 0))
+    headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
+    promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
+    lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
+    selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
+    tracks = selection.tracks
+    splits = known = earlier.known(sources, tracks)
+    while True:
+        capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
+        songs = [selection.songs.get(source, source) for source in sources]
+        val = choose_validation_songs(capacities, max_pairs, val_pairs, [*map(splits.get, sources)], songs)
+        counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
+        if sum(map(bool, capacities)) == 1:
+            counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
+        missing = {
+            source: _to_stage(tracks.get(source), found.get(source, []), count) for source, count in counts.items()
+        }
+        work = [(source, pairs) for source, pairs in missing.items() if pairs]
+        if not work:
+            break
+        staged = workers.map(functools.partial(stage_track, cut), work, lost_track)
+        for track in Progress().over(staged, len(work), "tracks cut"):
+            tracks[track.source] = track
+        known = earlier.known(sources, tracks)
+        # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
+        lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
+        order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
+        found, selection.skipped, links = _compare(order, tracks)
+        splits = _tie(links, known, found, selection)
 
     ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
     if len(ready) == 1:

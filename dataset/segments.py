@@ -60,7 +60,8 @@ class SplitSegments:
         """WAVs that are newer than metadata.txt, or of another size, are read; metadata.txt knows the others.
 
         `cp -p` and `rsync -a` set an older modification date, but nothing sets the date of the inode's last change.
-        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it. Threads do it, as asking a network file system about one file takes a millisecond.
+        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it. Threads do it, as
+        asking a network file system about one file takes a millisecond.
         """
         size = WAV_HEADER_BYTES + 2 * self.num_samples
         dataset, split = os.path.split(os.path.abspath(self.pairs.folder))

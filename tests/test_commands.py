@@ -18,7 +18,7 @@ COMMANDS += ["generate_continuation.py", "evaluate_continuation.py"]
 FLAGS = {
     "create_dataset_pairs_wav.py": """
         input_dir=music output_dir=dataset_pairs_wav segment_duration=16 max_pairs=2000 val_pairs=
-        min_level_db=-60.0 seed=42 num_workers= overwrite=""",
+        min_level_db=-60.0 sample_rate=24000 seed=42 num_workers= overwrite=""",
     "dataset_wav_pairs.py": "dataset_dir=dataset_pairs_wav cache_dir= encodec_weights=pretrained device=auto",
     "train_simple_ddp.py": """
         dataset_dir=dataset_pairs_wav checkpoint_dir=checkpoints_simple batch_size=16 epochs=200 lr=0.0001
@@ -31,7 +31,7 @@ FLAGS = {
         encodec_weights=""",
     "evaluate_continuation.py": """
         checkpoint=checkpoints_simple/best_model.pt dataset_dir=dataset_pairs_wav output_dir=results_simple
-        num_examples=8 max_sound_pairs=60 seed=42 cache_dir= device=auto encodec_weights=""",
+        num_examples=8 max_sound_pairs=60 horizon_only= seed=42 cache_dir= device=auto encodec_weights=""",
 }
 NOT_A_NUMBER = ("x", "nan", "inf", "1e999", "0x10", "")
 NONSENSE = {
