@@ -1,4 +1,4 @@
-"""Cut a folder of music into consecutive 16-second WAV pairs: step 1 of the pipeline.
+"""SegmentationSettings a folder of music into consecutive 16-second WAV pairs: step 1 of the pipeline.
 
     python create_dataset_pairs_wav.py                          # music/ -> dataset_pairs_wav/
     python create_dataset_pairs_wav.py --input_dir ~/Music      # any folder, searched recursively
@@ -53,10 +53,10 @@ from common.files import check_output_folder, lock_folder
 from common.machine import available_cores
 from common.progress import Progress
 from common.workers import Workers
-from dataset.cutting import CHANGED, STAGING_NAME, Cut, remove_staged, staged_tracks
-from dataset.earlier import EarlierSplits, not_needed, report_changes
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
+from dataset.previous_splits import PreviousSplits, not_needed, report_changes
+from dataset.segmentation import CHANGED, STAGING_NAME, SegmentationSettings, remove_staged, staged_tracks
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources, listing, size_and_date
 
@@ -180,8 +180,10 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     # By a hash, so that a file more does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
-    cut = Cut(str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate)
-    earlier = EarlierSplits.of(previous) if previous else EarlierSplits()
+    cut = SegmentationSettings(
+        str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate
+    )
+    earlier = PreviousSplits.of(previous) if previous else PreviousSplits()
     with Workers(min(settings.num_workers or available_cores(), len(sources))) as workers:
         selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
     _report_files(selection, settings)
@@ -197,7 +199,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     recorded["input_files"] = listing(input_dir, sorted(finished, key=os.fsencode))
     _write(selection, recorded, settings)
     remove_staged(output_dir)
-    os.utime(output_dir / METADATA_NAME)  # removing the staged links changed the WAVs' inodes (dataset/segments.py)
+    os.utime(output_dir / METADATA_NAME)  # removing the staged links changed the WAVs' inodes (dataset/split_index.py)
     _report_dataset(selection, settings)
 
 

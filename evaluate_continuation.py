@@ -4,9 +4,9 @@
     python evaluate_continuation.py --checkpoint checkpoints_simple/checkpoint_epoch_10.pt --output_dir results_epoch_10
     python evaluate_continuation.py --horizon_only --encodec_weights demo      # test a codec: no training needed
 
-Compares the model on the validation split with repeating, averaging, shrinking, holding and looping the input, with
-linear maps of frames and of whole clips, with the training mean and with the codec alone, and says by a stated rule
-whether it works. Measures how far ahead the embeddings are predictable at all. Writes report.html (open it in a
+Compares the model on the validation split with repeating, averaging, holding and looping the input, with linear maps
+of channels, frames and whole clips, with the training mean and with the codec alone. A stated rule decides whether it
+works. Measures how far ahead the embeddings are predictable at all. Writes report.html (open it in a
 browser), results.json, the figures and the WAVs. Can run beside a training.
 """
 
@@ -66,6 +66,7 @@ from common.files import atomic_write, check_output_folder, lock_folder
 from common.progress import Progress
 from dataset.pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model, spread_over_tracks
 from evaluation.diagnosis import diagnose, limit
 from evaluation.examples import write_example
@@ -82,7 +83,6 @@ from evaluation.results import (
     track_table,
     training_signs,
 )
-from evaluation.rivals import fit
 from evaluation.sound import SOUND_S
 from evaluation.verdict import verdict
 from generate_continuation import decode_joined
@@ -144,7 +144,7 @@ def evaluate_checkpoint(settings: Settings, codec: Codec | None = None) -> None:
         progress = Progress()
         horizon = measure_horizon((train, val), log_mel_splits(settings, codec, listed), codec.frame_rate, progress)
         fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
-        trained = Model(lambda x: model(x.to(device)), lambda x: model.shrunk_copy(x.to(device)))
+        trained = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
         comparison = Comparison(trained, val.pairs, val.tracks, fitted, settings.seed)
         results = evaluate(comparison, train, listed, horizon, settings, checkpoint, progress)
         progress.close()

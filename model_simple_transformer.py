@@ -20,8 +20,8 @@ class SimpleTransformer(nn.Module):
     encoding_dim: EnCodec's 128. num_heads, num_layers, dropout: the experiment's 8, 4 and 0.1.
     attention_dropout: of the attention probabilities; 0 by default (README, "Departures", 4).
 
-    What training starts from is the best hedged copy of the input, `shrunk_copy`, by three statistics per channel
-    of the training set (`set_statistics`); the head, which starts at zero, learns what differs from it.
+    Training starts from the best hedged copy of the input, `channel_regression`, by three statistics per channel of
+    the training set (`set_statistics`). The head starts at zero and learns what differs from it.
 
     Building one turns off two of torch's ways to compute attention, in the whole process: the eval-mode fast path
     (`torch.backends.mha`), as it does not use the fused kernel and takes more than twice as long, and cuDNN's kernel,
@@ -72,7 +72,7 @@ class SimpleTransformer(nn.Module):
         for buffer, values in ((self.mean, mean), (self.std, std), (self.gain, gain)):
             buffer.copy_(values.view(-1, 1))
 
-    def shrunk_copy(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def channel_regression(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What the untrained model predicts: the input, pulled towards the training mean by each channel's gain."""
         return self.mean + self.gain * (embeddings - self.mean)
 
@@ -84,7 +84,7 @@ class SimpleTransformer(nn.Module):
         x = self.norm_in(x) + positions(x.shape[1], x.shape[2], x.device)
         x = self.layers(self.dropout(x))
         y = self.head(self.norm_out(x)).transpose(1, 2)  # [B, 128, T]
-        return self.shrunk_copy(embeddings) + self.std * y.float()
+        return self.channel_regression(embeddings) + self.std * y.float()
 
 
 def transformer_layer(

@@ -33,7 +33,15 @@ from model_simple_transformer import SimpleTransformer, count_parameters
 from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run, save_checkpoint
 from training.config import TrainConfig
 from training.curves import CURVES, draw_curves
-from training.distributed import data_parallel, fail_together, gather, process_group, rank, sum_over_ranks, world_size
+from training.distributed import (
+    data_parallel,
+    gather,
+    process_group,
+    raise_on_rank_zero,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 from training.log import (
     METRICS,
     append_metrics,
@@ -45,7 +53,7 @@ from training.log import (
     open_tensorboard,
     start_metrics,
 )
-from training.state import TrainState, changes, check_same_model, mix_seed
+from training.state import TrainState, changes, check_same_model, derive_seed
 from training.statistics import channel_statistics, deviation_over_time
 
 SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
@@ -60,9 +68,9 @@ class Run:
     train_data: PairBatches
     val_data: PairBatches
     parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
-    facts: dict[str, object]  # what every checkpoint says of the run
+    run_metadata: dict[str, object]  # what every checkpoint says of the run
     changed: dict[str, list]  # since the run was saved: {setting: [saved, now]}
-    board: object | None = None  # tensorboard's writer, where that is installed
+    tensorboard: object | None = None  # tensorboard's writer, where that is installed
     synced_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -70,7 +78,7 @@ class Run:
         return Path(self.config.checkpoint_dir)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.facts["precision"] == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_metadata["precision"] == "bf16")
 
 
 def train_worker(
@@ -124,7 +132,7 @@ def set_up(
 
     train_data, val_data, data_hash = open_data(config, codec, device, processes_on_node)
     pairs = len(train_data.dataset) + len(val_data.dataset)
-    facts = {
+    run_metadata = {
         "config": dataclasses.asdict(config),
         "world_size": world_size(),
         "precision": precision,
@@ -146,7 +154,7 @@ def set_up(
     )
     log(f"model      {count_parameters(model):,} trainable parameters")
     state = TrainState(model, optimizer, scheduler)
-    run = Run(config, device, train_data, val_data, model, facts, changes(saved, facts) if saved else {})
+    run = Run(config, device, train_data, val_data, model, run_metadata, changes(saved, run_metadata) if saved else {})
     if saved:
         resume(run, state, saved)
     else:
@@ -189,15 +197,17 @@ def start(run: Run, state: TrainState) -> None:
     config = run.config
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
-        check_same_model(initial, config.init_from, config, run.facts["codec"], "name another with --init_from")
+        check_same_model(initial, config.init_from, config, run.run_metadata["codec"], "name another with --init_from")
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
     else:
-        state.model.set_statistics(*channel_statistics(run.train_data(my_share(run.train_data), config.batch_size)))
+        state.model.set_statistics(
+            *channel_statistics(run.train_data(shard_indices(run.train_data), config.batch_size))
+        )
     measure_baselines(run, state)
     if rank() == 0:
         remove_run(run.folder)
-        save_checkpoint([run.folder / LAST], state.checkpoint() | run.facts | {"val_mse": math.nan})
+        save_checkpoint([run.folder / LAST], state.checkpoint() | run.run_metadata | {"val_mse": math.nan})
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=0)
 
 
@@ -211,7 +221,7 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
     log(f"resuming   {run.folder / LAST}: after epoch {state.epoch}")
     if "pairs" in run.changed:
         measure_baselines(run, state)
-        state.start_over_from(validate(run, state)[0])
+        state.reset_best(validate(run, state)[0])
     if run.changed:
         log("changed    " + ", ".join(f"{name} {old} → {new}" for name, (old, new) in run.changed.items()))
     if run.config.init_from:
@@ -219,7 +229,7 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
         if "pairs" in run.changed:  # what the counters call the best must be what best_model.pt holds
-            save_checkpoint([run.folder / BEST], state.checkpoint() | run.facts | {"val_mse": state.best_mse})
+            save_checkpoint([run.folder / BEST], state.checkpoint() | run.run_metadata | {"val_mse": state.best_mse})
 
 
 def measure_baselines(run: Run, state: TrainState) -> None:
@@ -228,7 +238,7 @@ def measure_baselines(run: Run, state: TrainState) -> None:
     state.baselines = {
         "training_mean": validate(run, state, lambda inputs: model.mean.expand_as(inputs))[0],
         "repeat_input": validate(run, state, lambda inputs: inputs)[0],
-        "shrunk_copy": validate(run, state, model.shrunk_copy)[0],
+        "channel_regression": validate(run, state, model.channel_regression)[0],
     }
 
 
@@ -237,11 +247,11 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 
 def train(run: Run, state: TrainState) -> None:
     """Epoch after epoch, until all are done or the validation MSE has stopped falling."""
-    already = bool(state.why_finished(run.config))
-    run.board = None if already else open_tensorboard(run.folder, state.epoch)
+    already = bool(state.stop_reason(run.config))
+    run.tensorboard = None if already else open_tensorboard(run.folder, state.epoch)
     saved = state.epoch
     try:
-        while not state.why_finished(run.config):
+        while not state.stop_reason(run.config):
             run_epoch(run, state)
             saved = state.epoch
         if rank() == 0:
@@ -249,7 +259,7 @@ def train(run: Run, state: TrainState) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
-    log(f"finished{' already' if already else ''}: {state.why_finished(run.config)}; {best}")
+    log(f"finished{' already' if already else ''}: {state.stop_reason(run.config)}; {best}")
 
 
 def run_epoch(run: Run, state: TrainState) -> None:
@@ -276,28 +286,28 @@ def run_epoch(run: Run, state: TrainState) -> None:
     run.changed = {}
     kept = run.folder / f"checkpoint_epoch_{state.epoch}.pt" if state.epoch % run.config.checkpoint_every == 0 else None
     is_due = time.monotonic() - run.synced_at >= SYNC_EVERY_S
-    sync = is_due or bool(state.why_finished(run.config))
+    sync = is_due or bool(state.stop_reason(run.config))
     if rank() == 0:
         append_metrics(run.folder / METRICS, line, sync)
         names = [run.folder / BEST if is_best else None, kept, run.folder / LAST]  # last.pt last: it ends the epoch
-        save_checkpoint(filter(None, names), state.checkpoint() | run.facts | {"val_mse": val_mse}, sync)
+        save_checkpoint(filter(None, names), state.checkpoint() | run.run_metadata | {"val_mse": val_mse}, sync)
     log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
     if is_due and rank() == 0:
         draw_curves(run.folder / CURVES, run.folder / METRICS)
         run.synced_at = time.monotonic()
     if kept:
         log(f"listen     {listen_command(run.config, kept)}")
-    if run.board:
+    if run.tensorboard:
         for name in ("train_mse", "val_mse", "skill", "deviation_ratio", "lr", "grad_norm"):
-            run.board.add_scalar(name, line[name], state.epoch)
-        run.board.flush()
+            run.tensorboard.add_scalar(name, line[name], state.epoch)
+        run.tensorboard.flush()
 
 
 def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
     """One pass over the training pairs; returns the train MSE and the mean gradient norm."""
     config, data, epoch = run.config, run.train_data, state.epoch + 1
     # Order and dropout follow from seed, epoch and rank: a resumed run draws the same, and ranks draw other masks.
-    torch.manual_seed(mix_seed(config.seed, epoch, rank()))
+    torch.manual_seed(derive_seed(config.seed, epoch, rank()))
     sampler = DistributedSampler(data.dataset, num_replicas=world_size(), rank=rank(), seed=config.seed)
     sampler.set_epoch(epoch)
     indices = list(sampler)
@@ -337,7 +347,7 @@ def validate(
     Raises UserError if the MSE is not finite.
     """
     state.model.eval()
-    dataset, mine, size = run.val_data.dataset, my_share(run.val_data), run.config.batch_size
+    dataset, mine, size = run.val_data.dataset, shard_indices(run.val_data), run.config.batch_size
     sums, bad = torch.zeros(3, dtype=torch.float64), []
     for step, (inputs, targets) in enumerate(run.val_data(mine, size)):
         with run.autocast():
@@ -350,14 +360,14 @@ def validate(
     if not math.isfinite(error):  # the same on every process
         names = ", ".join(sorted(name for names in gather(bad) for name in names))
         what = f"the validation MSE is not finite after epoch {state.epoch}, pairs {names}"
-        fail_together(f"{what}; look at these pairs, or lower --lr")
+        raise_on_rank_zero(f"{what}; look at these pairs, or lower --lr")
     return error / (len(dataset) * inputs[0].numel()), predicted / max(true, 1e-30)
 
 
 # ------------------------------------------------------------------ small parts
 
 
-def my_share(data: PairBatches) -> list[int]:
+def shard_indices(data: PairBatches) -> list[int]:
     """This process's part of a split, for what is summed over all processes: every pair once."""
     return list(range(rank(), len(data.dataset), world_size()))
 
@@ -376,4 +386,6 @@ def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.T
     if earliest[0] < math.inf:
         culprits = ", ".join(sorted({name for order, names in reports if order == earliest for name in names}))
         what = f"the loss is not finite: epoch {epoch}, step {earliest[0] + 1}, pairs {culprits}"
-        fail_together(f"{what}; look at these pairs, or lower --lr; {run.folder / LAST} is from the last good epoch")
+        raise_on_rank_zero(
+            f"{what}; look at these pairs, or lower --lr; {run.folder / LAST} is from the last good epoch"
+        )

@@ -21,7 +21,7 @@ from encodec.modules import SConv1d
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import nn
 
-CONTEXT_FRAMES = 3  # a piece that starts this much early has every later frame as the whole signal has it
+CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early has every later frame as the whole signal has it
 PIECE_FRAMES = 80  # keeps a piece's activations in a core's cache
 _USE_OF_CORES = threading.Lock()  # the number of torch's threads is a setting of the whole process
 
@@ -35,16 +35,16 @@ class PiecewiseEncodec:
         self.hop_length = hop_length
         self.encoder_convolutions, self.encoder_end = encoder[:lstm_at], encoder[lstm_at:]
         self.decoder_start, self.decoder_convolutions = decoder[:2], decoder[2:]
-        self.looked_back = samples_looked_back(self.encoder_convolutions)
+        self.receptive_field = receptive_field(self.encoder_convolutions)
 
     def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Waveforms [B, 1, samples] -> embeddings [B, 128, ceil(samples / hop_length)]."""
         hop = self.hop_length
 
         def convolve(waveform: torch.Tensor, first: int, start: int, stop: int) -> torch.Tensor:
-            if start * hop >= self.looked_back and stop * hop <= waveform.shape[2]:
+            if start * hop >= self.receptive_field and stop * hop <= waveform.shape[2]:
                 return convolve_unpadded(
-                    self.encoder_convolutions, waveform[:, :, start * hop - self.looked_back : stop * hop]
+                    self.encoder_convolutions, waveform[:, :, start * hop - self.receptive_field : stop * hop]
                 )
             # EnCodec pads the beginning, and an end that is not a whole frame.
             return self.encoder_convolutions(waveform[:, :, first * hop : stop * hop])[:, :, start - first :]
@@ -65,7 +65,7 @@ class PiecewiseEncodec:
 def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Apply `convolve(item, first frame computed, first frame kept, end)` to pieces of each item and join them."""
     pieces = [
-        (max(0, start - CONTEXT_FRAMES), start, min(start + PIECE_FRAMES, num_frames))
+        (max(0, start - CHUNK_OVERLAP_FRAMES), start, min(start + PIECE_FRAMES, num_frames))
         for start in range(0, num_frames, PIECE_FRAMES)
     ]
     with a_thread_a_core() as (pool, _):
@@ -99,7 +99,7 @@ def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, i
             torch.set_num_threads(cores)
 
 
-def samples_looked_back(layers: nn.Sequential) -> int:
+def receptive_field(layers: nn.Sequential) -> int:
     """How many samples before its own the first frame of causal convolutions depends on: 478 for the encoder.
 
     From the last layer to the first, a convolution of kernel k and stride s turns n into n * s + k - s.
@@ -107,7 +107,7 @@ def samples_looked_back(layers: nn.Sequential) -> int:
     samples = 0
     for layer in reversed(layers):
         if isinstance(layer, SEANetResnetBlock):
-            samples += samples_looked_back(layer.block)
+            samples += receptive_field(layer.block)
         elif isinstance(layer, SConv1d):
             convolution = layer.conv.conv
             samples = samples * convolution.stride[0] + convolution.kernel_size[0] - convolution.stride[0]

@@ -91,8 +91,9 @@ def memory(work_dir: Path) -> Row:
     """The peak memory of a worker that has done a file of 3 hours against one of 10 minutes."""
     peaks = []
     code = (
-        "import sys; from dataset.cutting import Cut, stage_track; from benchmarks.measure import peak_memory;"
-        "stage_track(Cut(sys.argv[1], sys.argv[2], 16, -60.0), ('0.flac', 100000));"
+        "import sys; from benchmarks.measure import peak_memory;"
+        "from dataset.segmentation import SegmentationSettings, stage_track;"
+        "stage_track(SegmentationSettings(sys.argv[1], sys.argv[2], 16, -60.0), ('0.flac', 100000));"
         "print(peak_memory())"
     )
     for minutes in (10, 180):

@@ -28,7 +28,7 @@ import train_simple_worker  # noqa: E402
 from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks.measure import Row, peak_memory  # noqa: E402
 from common.threads import read_ahead  # noqa: E402
-from dataset import segments  # noqa: E402
+from dataset import split_index  # noqa: E402
 from dataset.pairs import PairRow, digest_of, write_metadata  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
 
@@ -87,7 +87,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
 def measure_start(dataset_dir: str, cache_dir: str, device: str = "cpu") -> dict[str, float]:
     """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
     wavs_read = 0
-    read = segments.read_pcm16
+    read = split_index.read_pcm16
 
     def counting(path: object) -> np.ndarray:
         nonlocal wavs_read
@@ -100,7 +100,7 @@ def measure_start(dataset_dir: str, cache_dir: str, device: str = "cpu") -> dict
     def arrive(*_: object) -> None:
         raise ArrivedError
 
-    segments.read_pcm16 = counting
+    split_index.read_pcm16 = counting
     train_simple_worker.train_epoch = arrive
     config = TrainConfig(
         dataset_dir, f"{dataset_dir}/checkpoints", cache_dir=cache_dir, device=device, encodec_weights="untrained",

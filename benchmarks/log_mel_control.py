@@ -22,11 +22,11 @@ from common.errors import run_script
 from common.progress import Progress
 from dataset.pairs import METADATA_NAME, read_metadata
 from dataset_wav_pairs import WavPairsDataset
+from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model
 from evaluation.horizon import Split
 from evaluation.measures import TrackErrors
 from evaluation.results import gather_evidence, table_rows
-from evaluation.rivals import fit
 from evaluation.verdict import verdict
 from model_simple_transformer import SimpleTransformer
 from train_simple_worker import train_worker
@@ -63,7 +63,7 @@ def main() -> int:
     train, val = (split_of(Path(settings.dataset_dir, name), codec, sources) for name in ("train", "val"))
     progress = Progress()
     fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
-    trained = Model(lambda x: model(x.to(device)), lambda x: model.shrunk_copy(x.to(device)))
+    trained = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
     comparison = Comparison(trained, val.pairs, val.tracks, fitted, settings.seed)
     errors, _ = comparison.measure([], progress)
     progress.close()

@@ -30,7 +30,7 @@ class Workers:
     def __init__(self, num_workers: int):
         self._num_workers = num_workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dataset.cutting"])  # torch is imported once, not by each
+        self._context.set_forkserver_preload(["dataset.segmentation"])  # torch is imported once, not by each
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._idle: list[Connection] = []
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from common.progress import Progress
 from common.workers import Workers
-from dataset.cutting import PRINTS_NAME, Cut, lost_track, read_header, stage_track
-from dataset.earlier import EarlierSplits
+from dataset.previous_splits import PreviousSplits
 from dataset.recordings import compare_tracks
-from dataset.selection import TIED, Pair, Track, choose_validation_songs, plan, split_in_time, usable_pairs
+from dataset.segmentation import PRINTS_NAME, SegmentationSettings, lost_track, probe_track, stage_track
+from dataset.selection import TRAIN_ONLY, Pair, Track, choose_validation_songs, plan, split_in_time, usable_pairs
 from dataset.stems import songs_of_stems
 
 
@@ -37,7 +37,12 @@ class Selection:
 
 
 def select_pairs(
-    sources: list[str], cut: Cut, max_pairs: int, val_pairs: int, earlier: EarlierSplits, workers: Workers
+    sources: list[str],
+    cut: SegmentationSettings,
+    max_pairs: int,
+    val_pairs: int,
+    earlier: PreviousSplits,
+    workers: Workers,
 ) -> Selection:
     """Choose the pairs of a dataset and stage their segments.
 
@@ -47,7 +52,7 @@ def select_pairs(
     The lengths in the headers make the plan. Where they promise wrongly, or a recording is there twice, further
     rounds fill up from the other tracks.
     """
-    read = workers.map(functools.partial(read_header, cut), sources, lambda *_: (0.0, 0))
+    read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
     promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
@@ -84,7 +89,7 @@ def select_pairs(
         split = {source: i in val for i, source in enumerate(sources)}
         selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
         selection.val = [pair for source in ready if split[source] for pair in ready[source]]
-        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == TIED]
+        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == TRAIN_ONLY]
     accounted = {*selection.used, *selection.skipped}
     selection.not_needed = {source: known.get(source, "") for source in sources if source not in accounted}
     return selection
@@ -130,7 +135,7 @@ def _tie(
         in_val = [source for source in link if known.get(source) == "val"]
         for source in link:
             if not in_val:
-                splits.setdefault(source, TIED)
+                splits.setdefault(source, TRAIN_ONLY)
                 selection.sharing.add(source)
             elif source not in in_val:
                 found[source] = []

@@ -175,7 +175,7 @@ def find_pairs(split_dir: Path) -> PairPaths:
     return PairPaths(split_dir, sorted(found["input"]))
 
 
-def read_header(path: Path, sample_rate: int) -> int:
+def check_wav(path: Path, sample_rate: int) -> int:
     """The samples of a WAV; UserError if it is not mono at `sample_rate`."""
     try:
         info = soundfile.info(os.fsencode(path))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRACKS_FOR_A_VERDICT = 10  # what an evaluation's verdict needs
-TIED = "tied"  # instead of a split: has audio in common with another track, so both are for training
+TRAIN_ONLY = "tied"  # instead of a split: has audio in common with another track, so both are for training
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def choose_validation_songs(
     totals, splits = [0] * len(numbers), [None] * len(numbers)
     for song, capacity, split in zip(songs, capacities, known, strict=True):
         totals[numbers[song]] += capacity
-        splits[numbers[song]] = max(splits[numbers[song]], split, key=[None, TIED, "train", "val"].index)
+        splits[numbers[song]] = max(splits[numbers[song]], split, key=[None, TRAIN_ONLY, "train", "val"].index)
     chosen = choose_validation(totals, max_pairs, val_pairs, splits)
     return {
         track
@@ -92,8 +92,8 @@ def choose_validation(
     """Which tracks are for validation: at least one, if there are two and not all were for training before.
 
     capacities: pairs of each track, in the order in which new ones are taken. known: the split that a track has in
-    an earlier dataset ("train" or "val"), which it keeps, as a model may have been trained on it; TIED for a track
-    that is taken only if there is no other; or None.
+    an earlier dataset ("train" or "val"), which it keeps, as a model may have been trained on it; TRAIN_ONLY for a
+    track that is for validation only if there is no other; or None.
 
     Ten tracks where there are thirty, a third of fewer, the share val_pairs / max_pairs of many, and more if these
     have too few pairs. A track with more than half of all pairs is for training.
@@ -107,7 +107,7 @@ def choose_validation(
     val = {i for i in usable if known[i] == "val"}
     new = [i for i in usable if known[i] is None]
     if not val and not new:
-        new = [i for i in usable if known[i] == TIED]
+        new = [i for i in usable if known[i] == TRAIN_ONLY]
     for i in sorted(new, key=lambda i: capacities[i] > total / 2):
         if len(val) >= tracks and sum(_val_capacities(capacities, val_pairs, val)) >= pairs:
             break

@@ -29,7 +29,7 @@ class Pairs(Protocol):
 
 
 class ClipRidge:
-    """Fitted to training pairs, read again for each block of predictions."""
+    """FittedBaselines to training pairs, read again for each block of predictions."""
 
     def __init__(self, pairs: Pairs, tracks: list[str], std: torch.Tensor, progress: Progress):
         """tracks: of each training pair; the penalty is the one with the least error on tracks left out (five folds,
@@ -73,7 +73,7 @@ class ClipRidge:
                     product = (rows[side] @ columns[side].T).numpy()
                     found[side, first : first + BLOCK, second : second + BLOCK] = product
                     found[side, second : second + BLOCK, first : first + BLOCK] = product.T
-            progress(min(first + BLOCK, len(self.chosen)), len(self.chosen), "training clips compared for the rivals")
+            progress(min(first + BLOCK, len(self.chosen)), len(self.chosen), "training clips compared")
         return found[0], found[1]
 
     def _both(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:

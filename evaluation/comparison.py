@@ -16,17 +16,17 @@ from audio.codec import Codec
 from common.errors import UserError
 from common.progress import Progress
 from dataset.pairs import read_pcm16
+from evaluation.baselines import FittedBaselines, loop
 from evaluation.clip_ridge import BLOCK
 from evaluation.measures import Errors, by_track, compare
-from evaluation.rivals import Fitted, loop
 from evaluation.sound import SoundMetrics, SoundRow
 
-ROWS = {
+CONTINUATIONS = {
     "model": "the model",
     "model_quantized": "the model, quantised",
     "repeat_input": "repeat the input",
     "input_mean": "hold the input's average",
-    "shrunk_copy": "shrink the input (the untrained model)",
+    "channel_regression": "regression by channel (the untrained model)",
     "last_moment": "hold the last moment, fading",
     "ridge": "ridge regression, frame by frame",
     "loop": "loop the input at its own period",
@@ -41,7 +41,7 @@ ROWS = {
 SOUND_ROWS = ("model", "model_quantized", "repeat_input", "loop", "training_mean", "other_track", "ceiling",
               "ceiling_quantized")  # fmt: skip
 # The model with its input tampered with: what does it use?
-TAMPERED = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swapped")
+INPUT_ABLATIONS = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swapped")
 
 
 class Dataset(Protocol):
@@ -63,7 +63,7 @@ class Model:
     """What continues: embeddings [1, C, T] of a segment -> the next one's, trained and untrained."""
 
     predict: Callable[[torch.Tensor], torch.Tensor]
-    shrunk_copy: Callable[[torch.Tensor], torch.Tensor]
+    channel_regression: Callable[[torch.Tensor], torch.Tensor]
 
 
 # ------------------------------------------------------------------ choices
@@ -124,7 +124,7 @@ def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
 class Comparison:
     """All rows over one split; `tracks` names the track of each pair."""
 
-    def __init__(self, model: Model, dataset: Dataset, tracks: list[str], fitted: Fitted, seed: int):
+    def __init__(self, model: Model, dataset: Dataset, tracks: list[str], fitted: FittedBaselines, seed: int):
         self.model, self.dataset, self.tracks, self.fitted, self.seed = model, dataset, tracks, fitted, seed
         self.codec = dataset.codec
         self.other = other_tracks(tracks, seed)
@@ -151,7 +151,7 @@ class Comparison:
 
     @torch.no_grad()
     def continuations(self, index: int) -> dict[str, torch.Tensor]:
-        """Each row's embeddings [C, T] after the input of pair `index`, and TAMPERED's."""
+        """Each row's embeddings [C, T] after the input of pair `index`, and INPUT_ABLATIONS's."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
         rolled = self.predict(source.roll(1, dims=1), index)
@@ -161,7 +161,7 @@ class Comparison:
             "model_quantized": self.codec.quantize(predicted[None])[0].cpu(),
             "repeat_input": source,
             "input_mean": source.mean(dim=1, keepdim=True).expand_as(source),
-            "shrunk_copy": self.model.shrunk_copy(source[None])[0].cpu(),
+            "channel_regression": self.model.channel_regression(source[None])[0].cpu(),
             "last_moment": self.fitted.last_moment(source),
             "ridge": self.fitted.ridge(source),
             "loop": loop(source, self.codec.frame_rate),

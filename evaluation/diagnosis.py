@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from evaluation.horizon import SHORT_S, reach_s
 from evaluation.measures import BANDS, TrackErrors
-from evaluation.verdict import COMPARED, LEAST_LEAD, LINEAR_NAME, RIVALS, Evidence, Interval
+from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
 
-TAMPERINGS = {
+ABLATION_LABELS = {
     "input_rolled": "a frame late",
-    "input_rolled_back": "late, answer moved back",
+    "input_rolled_back": "late, prediction moved back",
     "input_shuffled": "shuffled in time",
     "input_swapped": "another track's",
 }
-DRAWN_RIVALS = ("shrunk_copy", "loop")
+DRAWN_BASELINES = ("channel_regression", "loop")
 SPEAKING_SHARE = 0.05  # a band with less of the error is not worth a sentence
 
 
@@ -27,7 +27,7 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
                 "share": share[k],
                 "skill": model.value[k],
                 "skill_interval": (model.low[k], model.high[k]),
-                "rivals": {rival: errors.skill(rival, part).value[k] for rival in DRAWN_RIVALS},
+                "baselines": {baseline: errors.skill(baseline, part).value[k] for baseline in DRAWN_BASELINES},
             }
             for k, label in enumerate(labels)
         ]
@@ -43,7 +43,7 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
             "cost": (cost := errors.lead("model", name)).value,
             "cost_interval": (cost.low, cost.high),
         }
-        for name, label in TAMPERINGS.items()
+        for name, label in ABLATION_LABELS.items()
         if name in errors.sums
     ]
     found["sentences"] = [where_it_lies(found), what_it_uses(found)]
@@ -74,7 +74,7 @@ def where_it_lies(diagnosis: dict) -> str:
 def what_it_uses(diagnosis: dict) -> str:
     """What the tampered inputs show."""
     costs = {entry["label"]: Interval(entry["cost"], *entry["cost_interval"]) for entry in diagnosis["inputs"]}
-    rolled, back, shuffled, swapped = (costs.get(label) for label in TAMPERINGS.values())
+    rolled, back, shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
     if swapped is None:
         conclusion = "there is no other track to try"
     elif not swapped.low > LEAST_LEAD:
@@ -84,11 +84,11 @@ def what_it_uses(diagnosis: dict) -> str:
     elif not rolled.low > LEAST_LEAD or rolled.value < shuffled.value / 4:
         conclusion = "it recognises its input, to the frame or not"
     elif back.value < rolled.value / 2:
-        conclusion = "its answer moves in time with its input, frame by frame"
+        conclusion = "its prediction moves in time with its input, frame by frame"
     else:
-        conclusion = "it goes by the exact place of every frame"
+        conclusion = "it depends on absolute frame positions"
     text = (
-        f"It loses {rolled} of skill if its input comes a frame late ({back.value:+.2f} with the answer moved back), "
+        f"It loses {rolled} of skill if its input is a frame late ({back.value:+.2f} with the prediction moved back), "
         f"{shuffled} if it is shuffled in time"
     )
     other = "" if swapped is None else f", {swapped} if it is another track's"
@@ -118,26 +118,26 @@ def limit(
     slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")
     if train_skill is not None and train_skill - new > 0.15:
         found.append(
-            f"it knows its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled): "
+            f"it fits its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled): "
             "more music"
         )
     if still_improved:
         found.append("its best epoch is the last one: training ended while it still improved")
     if evidence.leads[best].high < -LEAST_LEAD:
-        name = RIVALS.get(best, LINEAR_NAME)
+        name = BASELINES.get(best, LINEAR_NAME)
         found.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
     if not found and slope is not None and slope < 0.8:
-        found.append(f"it is too bold (calibration slope {slope:.2f}): it moves further than it knows")
+        found.append(f"it is overconfident (calibration slope {slope:.2f}): predictions vary too much")
     if not found and slope is not None and slope > 1.25:
-        found.append(f"it is too timid (calibration slope {slope:.2f}): it knows more than it dares to say")
+        found.append(f"it is underconfident (calibration slope {slope:.2f}): predictions vary too little")
     if not found:
         left = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
         label = max(left, key=left.get)
         what = "each clip's average" if label == BANDS[0] else f"change at {label}"
         why = (
-            "what it cannot tell it averages out, as MSE asks"
+            "what it cannot know it averages, as MSE demands"
             if evidence.skill.low > LEAST_LEAD
-            else "it has found next to nothing"
+            else "it has learned almost nothing"
         )
         found.append(f"{why}; the largest part of what it misses ({left[label] / sum(left.values()):.0%}) is {what}")
     return f"What limits it: {'; '.join(found[:2])}."

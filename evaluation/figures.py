@@ -28,7 +28,7 @@ STYLES = {
     "model": ("#0b62c4", (), "model"),
     "training_mean": ("#57606a", (5, 2), "training mean"),
     "repeat_input": ("#b85a00", (6, 2, 1, 2), "repeat the input"),
-    "shrunk_copy": ("#b85a00", (2, 2), "shrunk copy"),
+    "channel_regression": ("#b85a00", (2, 2), "channel regression"),
     "loop": ("#0f7b5f", (1, 1.5), "loop"),
 }
 
@@ -112,7 +112,7 @@ def draw_diagnosis(path: Path, diagnosis: dict) -> None:
         "the clip's average, and change at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
         "with its input": [{"label": "as it is", "skill": diagnosis["skill"]}, *diagnosis["inputs"]],
     }
-    marks = {"shrunk_copy": "s", "loop": "D"}
+    marks = {"channel_regression": "s", "loop": "D"}
     heights = tuple(0.55 + 0.29 * len(entries) for entries in panels.values())
     with chart(path, heights) as axes:
         for axis, (title, entries) in zip(axes, panels.items(), strict=True):
@@ -121,7 +121,7 @@ def draw_diagnosis(path: Path, diagnosis: dict) -> None:
             skills = np.array([entry["skill"] for entry in entries])
             axis.barh(places, skills, height=0.62, color=STYLES["model"][0], alpha=0.75, label="model")
             for name, mark in marks.items():
-                values = [entry["rivals"][name] if "rivals" in entry else np.nan for entry in entries]
+                values = [entry["baselines"][name] if "baselines" in entry else np.nan for entry in entries]
                 color, _, label = STYLES[name]
                 axis.plot(values, places, mark, color=color, markersize=6, label=label)
             ends = np.array([entry.get("skill_interval", (np.nan, np.nan)) for entry in entries])

@@ -165,7 +165,7 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class TrackErrors:
     """The errors of each row over the tracks, each track against its own error under the training mean.
 
-    A track that a rival continues perfectly, a loud one and one with most of the pairs all count once. A track with
+    A track that a baseline continues perfectly, a loud one and one with most of the pairs all count once. A track with
     next to no error under the training mean (a quiet one, with some codecs) would turn the smallest error into a
     skill of −8 and decide alone: it counts as if it had a tenth of the usual error.
     """
@@ -211,7 +211,7 @@ class TrackErrors:
     def slope(self, row: str) -> float | None:
         """Calibration slope Σ(y − μ)(p − μ) ÷ Σ(p − μ)², the regression of truth on prediction.
 
-        1: as bold as it is right. Below: too bold, shrinking it would lower the error. None for a constant μ.
+        Below 1 the model is overconfident, and shrinking its predictions would lower the error. None for a constant μ.
         """
         product, square = self.sums[row]["slope"].sum(axis=0)
         return float(product / square) if square > 1e-9 * self.total("training_mean").sum() else None

@@ -15,26 +15,25 @@ from evaluation.figures import mel_height
 # key, title, which way is better, explanation
 COLUMNS = (
     ("track_skill", "Skill", "↑",
-     "1 − error ÷ error of the training mean, track by track, then the mean over tracks, with its 95% interval: 1 is "
-     "the truth, 0 no better than the average, below 0 worse. Misleads where a few tracks differ from all others."),
+     "1 − error ÷ error of the training mean, for each track, then the mean over tracks with its 95% interval. 1 is "
+     "the truth, 0 is no better than the training mean. Misleads where a few tracks differ from all others."),
     ("skill_difference", "Model's lead", "↑",
-     "The model's skill less this row's, on the same tracks, with its 95% interval. The verdict rests on it: above 0 "
-     "throughout is a lead."),
+     "The model's skill minus this row's, on the same tracks, with its 95% interval. The verdict rests on it."),
     ("skill", "Skill, pooled", "↑",
-     "The same over all pairs together: what the training minimises. Loud and long tracks count most, so it can rest "
-     "on very few."),
+     "The same over all pairs together, which is what training minimizes. Loud and long tracks count most, so it can "
+     "rest on very few."),
     ("mse", "MSE", "↓", "Mean squared error of the embeddings, with its 95% interval. Its size depends on the codec."),
     ("deviation_ratio", "Deviation ratio", "",
-     "How much the prediction varies over time ÷ how much the truth does. A right hedge between two continuations is "
-     "below 1, and noise around the mean is at 1: a figure, no verdict."),
+     "How much the prediction varies over time, divided by how much the truth does. The best average of two possible "
+     "continuations is below 1. Noise around the mean can be at 1, so this is no verdict."),
     ("calibration_slope", "Slope", "→ 1",
-     "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², μ the training mean: 1 is as bold as it is right; below 1, shrinking the prediction "
-     "would lower its error."),
+     "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², where μ is the training mean. Below 1 the model is overconfident: predictions vary "
+     "too much. Above 1 it is underconfident."),
     ("log_mel_distance", "Log-mel", "↓",
-     "Mean difference of log10 mel spectrograms to the true continuation: 0.3 is a factor of 2 in power."),
+     "Mean difference of log10 mel spectrograms to the true continuation. 0.3 is a factor of 2 in power."),
     ("chroma_cosine", "Chroma", "↑",
-     "Cosine of the 12 pitch classes to the true continuation's: the same notes? Unrelated music is far above 0; the "
-     "row of another track shows where."),
+     "Cosine between the 12 pitch classes and those of the true continuation: are the notes the same? Unrelated music "
+     "is far above 0; the row of another track shows how far."),
 )  # fmt: skip
 CLIPS = {
     "context": "Context: what came before",

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from evaluation.comparison import ROWS
+from evaluation.comparison import CONTINUATIONS
 from evaluation.measures import Errors, TrackErrors, by_track, elements_per_second, ratio_over_tracks
 from evaluation.sound import SoundRow, sound_columns
-from evaluation.verdict import COMPARED, RIVALS, Evidence, Interval
+from evaluation.verdict import BASELINES, COMPARED, Evidence, Interval
 
 
 def table_rows(
@@ -19,7 +19,7 @@ def table_rows(
     true_deviation = errors["ceiling"]["deviation"].sum()
     counts = np.array([elements * len(group) for group in by_track(tracks).values()], np.float64)
     rows = {}
-    for name, label in ROWS.items():
+    for name, label in CONTINUATIONS.items():
         if name not in errors:
             rows[name] = {"label": label, "note": "needs a second validation track"}
             continue
@@ -45,7 +45,7 @@ def table_rows(
 def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: float) -> dict:
     """The `per_second` of results.json."""
     elements, found = elements_per_second(frames, channels, frame_rate), {}
-    for name in ROWS:
+    for name in CONTINUATIONS:
         if name in errors:
             parts, skill = errors[name]["seconds"], by_tracks.skill(name, "seconds")
             found[name] = {
@@ -57,22 +57,22 @@ def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, chan
 
 
 def track_table(by_tracks: TrackErrors, tracks: list[str], elements: int) -> list[dict[str, object]]:
-    """The `tracks` of results.json: pairs, MSE, skill and the best rival of each validation track."""
+    """The `tracks` of results.json: pairs, MSE, skill and the best baseline of each validation track."""
     table = []
     for number, (source, group) in enumerate(by_track(tracks).items()):
-        skills = {row: 1 - by_tracks.total(row)[number] / by_tracks.scale[number] for row in ("model", *RIVALS)}
-        best = max(RIVALS, key=lambda name: skills[name])
+        skills = {row: 1 - by_tracks.total(row)[number] / by_tracks.scale[number] for row in ("model", *BASELINES)}
+        best = max(BASELINES, key=lambda name: skills[name])
         mse = by_tracks.total("model")[number] / (len(group) * elements)
         table.append(
             {"source": source, "pairs": len(group), "mse": mse, "skill": skills["model"],
-             "best_rival": best, "best_rival_skill": skills[best]}
+             "best_baseline": best, "best_baseline_skill": skills[best]}
         )  # fmt: skip
     return table
 
 
 def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
     """What the verdict is decided on."""
-    totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *RIVALS)}
+    totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *BASELINES)}
     return Evidence(
         tracks=len(by_tracks.scale),
         shared_tracks=shared_tracks,

@@ -12,19 +12,19 @@ from dataset.selection import TRACKS_FOR_A_VERDICT
 LEAST_LEAD = 0.01
 
 # What the model must beat besides the training mean, as the sentence names it.
-RIVALS = {
+BASELINES = {
     "repeat_input": "repeating the input",
     "input_mean": "holding the input's average",
-    "shrunk_copy": "the shrunk copy of the input",
+    "channel_regression": "regression by channel",
     "ridge": "ridge regression",
     "last_moment": "holding the last moment",
     "loop": "looping the input at its own period",
     "position_mean": "the training mean by position",
 }
-# No rival to the concept, as it is continuous embeddings and MSE too, but to the transformer.
+# No baseline to the concept, as it is continuous embeddings and MSE too, but to the transformer.
 LINEAR, LINEAR_NAME = "clip_ridge", "a linear map of the whole clip"
-COMPARED = (*RIVALS, LINEAR)
-COPIES = ("repeat_input", "input_mean", "shrunk_copy", "last_moment")
+COMPARED = (*BASELINES, LINEAR)
+COPIES = ("repeat_input", "input_mean", "channel_regression", "last_moment")
 
 OPENINGS = {
     "works": "Works",
@@ -36,19 +36,21 @@ OPENINGS = {
 }
 
 RULE = (
-    "A track's skill is 1 − its error ÷ its error under the training mean (taken as at least a tenth of the usual, or "
-    "the quietest track would decide). A lead over a rival is the mean over tracks of the model's "
-    "skill less the rival's. It counts if its whole 95% interval is above 0.01 and the model's error over all pairs "
-    "together is lower too, so that loud or long tracks alone bring no praise. Works: leads the training mean and "
-    "every rival (repeating the input, its average, its shrunk copy, its last moment, ridge, the loop, the training "
-    "mean by position) and uses its input: another track's in place of the pair's own costs it skill, the whole "
-    "interval above 0.01. If not: no better than a copy, if it leads the training mean and uses its input but does not "
-    "lead repeating, averaging, shrinking and holding it; better than the average only, if it leads the training mean; "
-    "worse, if the whole interval of its skill is below −0.01; else not distinguishable. Undecided with fewer than "
-    f"{TRACKS_FOR_A_VERDICT} validation tracks, or if the training had one of them too. The word is about the concept: "
-    "continuous embeddings, pairs and MSE. Whether it takes a transformer is said beside it, by a linear map of the "
-    "whole clip that is fitted to the same pairs. Tracks count as independent of each other, and ten of them do not "
-    "show what goes wrong in one of twenty."
+    "A track's skill is 1 − its error ÷ its error under the training mean. (That is taken as at least a tenth of the "
+    "usual error, or the quietest track would decide.) A lead over a baseline is the mean over tracks of the model's "
+    "skill minus the baseline's. A lead counts if its whole 95% interval is above 0.01 and the model's error over all "
+    "pairs together is lower too, so that loud or long tracks alone earn no praise. "
+    "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
+    "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
+    "input costs it skill, with the whole interval above 0.01. "
+    "No better than a copy: it leads the training mean and uses its input, but does not lead all ways of repeating, "
+    "averaging, regressing and holding it. "
+    "Better than the average only: it leads the training mean. Worse: the whole interval of its skill is below −0.01. "
+    "Otherwise it is not distinguishable. Undecided: there are fewer than "
+    f"{TRACKS_FOR_A_VERDICT} validation tracks, or the training had one of them too. "
+    "The word is about the concept: continuous embeddings, pairs and MSE. Whether it takes a transformer is answered "
+    "separately, by a linear map of the whole clip that is fitted to the same pairs. Tracks are taken as independent, "
+    "and ten of them do not show what goes wrong in one of twenty."
 )
 
 
@@ -73,14 +75,14 @@ class Evidence:
     shared_tracks: int  # that training had too
     skill: Interval
     leads: dict[str, Interval]  # over each of COMPARED
-    lower_error: dict[str, bool]  # over all pairs together, than each of RIVALS and "training_mean"
+    lower_error: dict[str, bool]  # over all pairs together, than each of BASELINES and "training_mean"
     skills: dict[str, float]  # of each of COMPARED
     input_cost: Interval | None  # the skill lost with another track's input; None if there is no other track
 
-    def beats(self, rival: str) -> bool:
+    def beats(self, baseline: str) -> bool:
         """A lead that counts."""
-        lead = self.skill if rival == "training_mean" else self.leads[rival]
-        return lead.low > LEAST_LEAD and self.lower_error[rival]
+        lead = self.skill if baseline == "training_mean" else self.leads[baseline]
+        return lead.low > LEAST_LEAD and self.lower_error[baseline]
 
     @property
     def uses_input(self) -> bool:
@@ -88,9 +90,9 @@ class Evidence:
 
     @property
     def closest(self) -> str:
-        """The rival that comes out best against the model: of those it does not beat, if there are any."""
-        unbeaten = [name for name in RIVALS if not self.beats(name)]
-        return min(unbeaten or RIVALS, key=lambda name: self.leads[name].value)
+        """The baseline that comes out best against the model: of those it does not beat, if there are any."""
+        unbeaten = [name for name in BASELINES if not self.beats(name)]
+        return min(unbeaten or BASELINES, key=lambda name: self.leads[name].value)
 
 
 def decide(evidence: Evidence) -> str:
@@ -98,7 +100,7 @@ def decide(evidence: Evidence) -> str:
     if evidence.tracks < TRACKS_FOR_A_VERDICT or evidence.shared_tracks:
         return "undecided"
     if evidence.beats("training_mean"):
-        if evidence.uses_input and all(map(evidence.beats, RIVALS)):
+        if evidence.uses_input and all(map(evidence.beats, BASELINES)):
             return "works"
         if evidence.uses_input and not all(map(evidence.beats, COPIES)):
             return "copies"
@@ -119,16 +121,16 @@ def verdict(evidence: Evidence) -> dict[str, str | bool]:
 
 
 def _reasons(evidence: Evidence, outcome: str) -> str:
-    rival = evidence.closest
+    baseline = evidence.closest
     if outcome == "copies":
-        rival = min((n for n in COPIES if not evidence.beats(n)), key=lambda name: evidence.leads[name].value)
-    name, lead = RIVALS[rival], evidence.leads[rival]
+        baseline = min((n for n in COPIES if not evidence.beats(n)), key=lambda name: evidence.leads[name].value)
+    name, lead = BASELINES[baseline], evidence.leads[baseline]
     tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
     if outcome == "undecided":
         why = f"{tracks} for validation, {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
             why = f"{evidence.shared_tracks} of {tracks} were in the training too"
-        return f"{why}; here its skill is {evidence.skill.value:+.2f}, that of {name} {evidence.skills[rival]:+.2f}"
+        return f"{why}; here its skill is {evidence.skill.value:+.2f}, that of {name} {evidence.skills[baseline]:+.2f}"
     value, low, high = evidence.skill
     skill = (
         f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks}), where 0 is predicting the "
@@ -136,19 +138,19 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     )
     if outcome == "works":
         return (
-            f"{skill}; it leads every rival, by {lead} the closest, {name}; and it uses its input: another track's "
+            f"{skill}; it leads every baseline, by {lead} the closest, {name}; and it uses its input: another track's "
             f"costs it {evidence.input_cost}"
         )
-    if all(map(evidence.beats, RIVALS)):
-        against = "ahead of every rival"
+    if all(map(evidence.beats, BASELINES)):
+        against = "ahead of every baseline"
     elif lead.high < -LEAST_LEAD:
-        against = f"behind {name} with {evidence.skills[rival]:+.2f} (lead {lead})"
+        against = f"behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
     elif lead.low > LEAST_LEAD:
         against = f"ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
     elif lead.low > 0:
         against = f"ahead of {name} by too little to count (lead {lead})"
     else:
-        against = f"not ahead of {name} with {evidence.skills[rival]:+.2f} (lead {lead})"
+        against = f"not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
     if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
         against = "but its error over all pairs together is above the training mean's"
     if evidence.uses_input:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model
 from evaluation.measures import TrackErrors
 from evaluation.results import gather_evidence
-from evaluation.rivals import fit
 from evaluation.verdict import Evidence, verdict
 
 FRAME_RATE = 75
@@ -113,7 +113,7 @@ def statistics(train: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return mean, std, ((x * y).sum(dim=(0, 2)) / x.square().sum(dim=(0, 2)))[:, None]
 
 
-def shrunk_copy(train: World):
+def channel_regression(train: World):
     mean, _, gain = statistics(train)
     return lambda x: mean + gain * (x - mean)
 
@@ -123,7 +123,7 @@ def examine(predict, train: World, val: World, shared_tracks: int = 0) -> tuple[
     if train.fitted is None:
         mean, std, _ = statistics(train)
         train.fitted = fit(train, train.tracks, mean, std, lambda done, total, what: None)
-    comparison = Comparison(Model(predict, shrunk_copy(train)), val, val.tracks, train.fitted, seed=1)
+    comparison = Comparison(Model(predict, channel_regression(train)), val, val.tracks, train.fitted, seed=1)
     errors, _ = comparison.measure([], lambda done, total, what: None)
     by_tracks = TrackErrors(errors, val.tracks)
     evidence = gather_evidence(by_tracks, shared_tracks)

@@ -23,7 +23,7 @@ from test_segments import whole_resample
 import create_dataset_pairs_wav
 from audio.segments import write_wav
 from common.errors import UserError
-from dataset import cutting
+from dataset import segmentation
 from dataset.pairs import digest_of, read_metadata
 from dataset.stems import songs_of_stems
 
@@ -352,7 +352,7 @@ def test_a_file_that_ends_the_process_that_reads_it_is_named_and_skipped(tmp_pat
 
 @pytest.mark.parametrize("happens", ["grows", "shrinks", "vanishes"])
 def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, happens):
-    path, real = write_track(tmp_path / "song.wav", 30, seed=1), cutting._write
+    path, real = write_track(tmp_path / "song.wav", 30, seed=1), segmentation._write
 
     def meanwhile(*args: object) -> None:
         real(*args)
@@ -361,13 +361,13 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(tmp_path, monkeypatch, 
         elif path.stat().st_size > 1_200_000:
             os.truncate(path, path.stat().st_size + (100 if happens == "grows" else -400_000))
 
-    monkeypatch.setattr(cutting, "_write", meanwhile)
-    cut = cutting.Cut(str(tmp_path), str(tmp_path / ".staging"), 1, -60)
-    track = cutting.stage_track(cut, ("song.wav", 100))
+    monkeypatch.setattr(segmentation, "_write", meanwhile)
+    cut = segmentation.SegmentationSettings(str(tmp_path), str(tmp_path / ".staging"), 1, -60)
+    track = segmentation.stage_track(cut, ("song.wav", 100))
     assert not track.segments and "changed while it was read" in track.problem
-    monkeypatch.setattr(cutting, "_write", real)
+    monkeypatch.setattr(segmentation, "_write", real)
     write_track(path, 3, seed=1)
-    assert len(cutting.stage_track(cut, ("song.wav", 100)).segments) == 3, "the completed file is read again"
+    assert len(segmentation.stage_track(cut, ("song.wav", 100)).segments) == 3, "the completed file is read again"
 
 
 def test_a_file_that_changed_while_it_was_read_is_taken_by_the_next_run(tmp_path, create):
@@ -452,7 +452,7 @@ def test_names_of_stems():
 
 @pytest.mark.parametrize("copy", ["later.wav", "small.mp3"])
 def test_the_same_recording_is_used_once(tmp_path, create, rng, copy):
-    """Cut by 3 s, and as an MP3: no identical sample, and yet in one split only."""
+    """SegmentationSettings by 3 s, and as an MP3: no identical sample, and yet in one split only."""
     for number in range(3):
         write_track(tmp_path / "m" / f"{number}.wav", 30, seed=number)
     audio = soundfile.read(tmp_path / "m/1.wav")[0]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from common.threads import THREADS, read_ahead
-from dataset import segments
+from dataset import split_index
 from dataset.cache import EmbeddingCache
 from dataset.pairs import read_metadata, read_pcm16
 from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
@@ -135,8 +135,8 @@ def test_what_is_read_ahead_comes_in_order_and_not_far_ahead(rng):
 
 def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypatch):
     """The codec waits for a reading that would never come if it had to end first."""
-    read, encode, reads = segments.read_pcm16, codec.encode, threading.Semaphore(0)
-    monkeypatch.setattr(segments, "read_pcm16", lambda path: reads.release() or read(path))
+    read, encode, reads = split_index.read_pcm16, codec.encode, threading.Semaphore(0)
+    monkeypatch.setattr(split_index, "read_pcm16", lambda path: reads.release() or read(path))
 
     def wait_and_encode(waveforms: torch.Tensor) -> torch.Tensor:
         for _ in range(8 if len(waveforms) == 1 else 0):  # four batches of an input and what came before it
@@ -144,7 +144,7 @@ def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypat
         return encode(waveforms)
 
     dataset = WavPairsDataset(copy / "train", codec, use_cache=False)
-    wavs = [wav for wav, predecessor in enumerate(dataset.segments.predecessors) if predecessor >= 0][:4]
+    wavs = [wav for wav, predecessor in enumerate(dataset.split_index.predecessors) if predecessor >= 0][:4]
     expected = dataset.encode(wavs)
     while reads.acquire(blocking=False):
         pass
@@ -233,15 +233,15 @@ def test_a_wav_replaced_by_an_older_one_has_another_embedding(small_dataset, cop
     subprocess.run(["cp", "-p", copy.parent / "older.wav", other], check=True)
     dataset = WavPairsDataset(copy / "train", codec)
     assert other.stat().st_mtime == 1e9 and dataset.keys[9][0] != before[9][0]
-    np.testing.assert_array_equal(dataset.segments.read(18), read_pcm16(old))
+    np.testing.assert_array_equal(dataset.split_index.read(18), read_pcm16(old))
     assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     assert WavPairsDataset(copy / "train", codec).keys == dataset.keys, "metadata.txt must not be trusted again"
 
 
 def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
     """metadata.txt knows the audio; only a WAV that is newer than it, or of another size, is read."""
-    read, wavs = segments.read_pcm16, []
-    monkeypatch.setattr(segments, "read_pcm16", lambda path: wavs.append(path.name) or read(path))
+    read, wavs = split_index.read_pcm16, []
+    monkeypatch.setattr(split_index, "read_pcm16", lambda path: wavs.append(path.name) or read(path))
 
     def start() -> list[str]:
         wavs.clear()

@@ -16,10 +16,18 @@ from audio.segments import write_wav
 from common.errors import UserError
 from dataset.pairs import PairRow, write_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
-from evaluation.comparison import ROWS, SOUND_ROWS, TAMPERED, Comparison, Model, other_tracks, spread_over_tracks
+from evaluation.baselines import fit
+from evaluation.comparison import (
+    CONTINUATIONS,
+    INPUT_ABLATIONS,
+    SOUND_ROWS,
+    Comparison,
+    Model,
+    other_tracks,
+    spread_over_tracks,
+)
 from evaluation.measures import TrackErrors, one_thread
 from evaluation.results import gather_evidence, seconds, table_rows, to_json_types, track_table
-from evaluation.rivals import fit
 from evaluation.sound import SOUND_S, SoundMetrics
 
 RATE = 24000
@@ -106,8 +114,8 @@ def test_the_training_mean_has_skill_exactly_0(oracles):
 
 def test_rows_differ_as_they_must(oracles):
     rows, _, by_tracks, sound = oracles
-    assert list(rows) == list(ROWS)
-    assert set(by_tracks.sums) == set(ROWS) | set(TAMPERED)
+    assert list(rows) == list(CONTINUATIONS)
+    assert set(by_tracks.sums) == set(CONTINUATIONS) | set(INPUT_ABLATIONS)
     assert set(sound) == set(SOUND_ROWS)
     assert all(rows["ceiling"]["mse"] < row["mse"] for name, row in rows.items() if name not in ("model", "ceiling"))
     assert rows["repeat_input"]["deviation_ratio"] == pytest.approx(1, abs=0.2)
@@ -116,7 +124,7 @@ def test_rows_differ_as_they_must(oracles):
             assert row["skill_difference"] == pytest.approx(1 - row["track_skill"])
     table = track_table(by_tracks, TRACKS, 128 * 75)
     assert [track["source"] for track in table] == ["a", "b", "c"]
-    assert all(track["skill"] == 1 > track["best_rival_skill"] for track in table)
+    assert all(track["skill"] == 1 > track["best_baseline_skill"] for track in table)
 
 
 @pytest.mark.slow
@@ -156,7 +164,7 @@ def test_long_clips_are_heard_for_their_first_seconds(codec):
 
 def test_a_single_track_has_no_other(dataset):
     rows, _, by_tracks, _ = results_of(comparison_of(dataset, lambda x: x, ["a"] * 9), [4, 5])
-    assert rows["other_track"] == {"label": ROWS["other_track"], "note": "needs a second validation track"}
+    assert rows["other_track"] == {"label": CONTINUATIONS["other_track"], "note": "needs a second validation track"}
     assert rows["model"]["mse"] == rows["repeat_input"]["mse"]
     assert rows["model"]["log_mel_distance"] == pytest.approx(rows["repeat_input"]["log_mel_distance"], rel=1e-6)
     assert gather_evidence(by_tracks, 0).input_cost is None

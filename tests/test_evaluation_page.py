@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_training(place, results):
     checkpoint = torch.load(place / "ck/best_model.pt", weights_only=True)
     rows = results["rows"]
     assert rows["model"]["mse"] == pytest.approx(checkpoint["val_mse"], rel=1e-5)
-    for name in ("training_mean", "repeat_input", "shrunk_copy"):
+    for name in ("training_mean", "repeat_input", "channel_regression"):
         assert rows[name]["mse"] == pytest.approx(checkpoint["baselines"][name], rel=1e-4), name
     logged = results["training"]["epochs"]
     assert [line["epoch"] for line in logged] == [1, 2]

@@ -11,10 +11,10 @@ from planted import oracle
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from dataset.pairs import read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
+from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model
 from evaluation.measures import TrackErrors
 from evaluation.results import table_rows
-from evaluation.rivals import fit
 from generate_continuation import decode_joined
 
 pytestmark = pytest.mark.slow

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted import Jukebox, World, clip, copies, examine, independent, loops, oracle, shrunk_copy, statistics
+from planted import Jukebox, World, channel_regression, clip, copies, examine, independent, loops, oracle, statistics
 
 from dataset.selection import TRACKS_FOR_A_VERDICT
+from evaluation.baselines import loop
 from evaluation.diagnosis import diagnose, limit
 from evaluation.measures import interval_of_mean
-from evaluation.rivals import loop
-from evaluation.verdict import COMPARED, COPIES, OPENINGS, RIVALS, Evidence, Interval, decide, verdict
+from evaluation.verdict import BASELINES, COMPARED, COPIES, OPENINGS, Evidence, Interval, decide, verdict
 
 ABOVE, AROUND, BELOW = Interval(0.2, 0.1, 0.3), Interval(0.05, -0.1, 0.2), Interval(-0.2, -0.3, -0.1)
 
@@ -24,7 +24,7 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
         shared_tracks=shared,
         skill=skill,
         leads=dict.fromkeys(COMPARED, ABOVE) | leads,
-        lower_error={name: name not in higher for name in ("training_mean", *RIVALS)},
+        lower_error={name: name not in higher for name in ("training_mean", *BASELINES)},
         skills=dict.fromkeys(COMPARED, 0.1),
         input_cost=input_cost,
     )
@@ -33,7 +33,7 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
 @pytest.mark.parametrize(
     ("found", "outcome", "says"),
     [
-        (evidence(), "works", "it leads every rival"),
+        (evidence(), "works", "it leads every baseline"),
         (evidence(tracks=9), "undecided", "9 tracks for validation, 10 are needed"),
         (evidence(tracks=1), "undecided", "1 track for validation"),
         (evidence(shared=2), "undecided", "2 of 10 tracks were in the training too"),
@@ -43,8 +43,8 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
         (evidence(ridge=BELOW), "better_than_average", "behind ridge regression"),
         (evidence(position_mean=BELOW), "better_than_average", "behind the training mean by position"),
         (evidence(repeat_input=AROUND), "copies", "not ahead of repeating the input"),
-        (evidence(shrunk_copy=BELOW, loop=Interval(-1, -2, -0.5)), "copies", "behind the shrunk copy"),
-        (evidence(shrunk_copy=BELOW, input_cost=AROUND), "better_than_average", "not shown to use its input"),
+        (evidence(channel_regression=BELOW, loop=Interval(-1, -2, -0.5)), "copies", "behind regression by channel"),
+        (evidence(channel_regression=BELOW, input_cost=AROUND), "better_than_average", "not shown to use its input"),
         (evidence(skill=AROUND), "not_distinguishable", "Not distinguishable"),
         (evidence(skill=BELOW), "worse", "Worse than predicting the average"),
         (evidence(skill=Interval(0.009, 0.008, 0.01)), "not_distinguishable", ""),
@@ -82,30 +82,30 @@ def test_a_linear_map_is_a_rival_to_the_transformer_not_to_the_concept(found, wo
     assert decide(found) == decide(evidence(skill=found.skill))
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-def test_no_rival_may_be_left_unbeaten(rival):
-    assert decide(evidence(**{rival: AROUND})) != "works"
-    assert decide(evidence(higher=[rival])) != "works"
-    if rival not in COPIES:
-        assert RIVALS[rival] in verdict(evidence(**{rival: AROUND}))["sentence"]
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_no_rival_may_be_left_unbeaten(baseline):
+    assert decide(evidence(**{baseline: AROUND})) != "works"
+    assert decide(evidence(higher=[baseline])) != "works"
+    if baseline not in COPIES:
+        assert BASELINES[baseline] in verdict(evidence(**{baseline: AROUND}))["sentence"]
 
 
 def test_a_worthless_model_seldom_works_where_loud_tracks_are_hard():
-    """10 tracks, skill 0 on average, luck larger on louder ones; every rival is as good, by its own luck."""
+    """10 tracks, skill 0 on average, luck larger on louder ones; every baseline is as good, by its own luck."""
     rng, trials, praised, better = np.random.default_rng(1), 2000, 0, 0
     loudness = np.exp(rng.normal(size=(10, trials)))
     luck = np.minimum(loudness**0.7, 5)
     own = 0.3 * luck * rng.normal(size=(10, trials))
-    rivals = {name: 0.1 * luck * rng.normal(size=(10, trials)) for name in COMPARED}
+    baselines = {name: 0.1 * luck * rng.normal(size=(10, trials)) for name in COMPARED}
     skill = interval_of_mean(own)
-    leads = {name: interval_of_mean(own - other) for name, other in rivals.items()}
+    leads = {name: interval_of_mean(own - other) for name, other in baselines.items()}
     for k in range(trials):
-        total = {name: (loudness[:, k] * (1 - s[:, k])).sum() for name, s in ({"model": own} | rivals).items()}
+        total = {name: (loudness[:, k] * (1 - s[:, k])).sum() for name, s in ({"model": own} | baselines).items()}
         found = Evidence(
             10, 0, Interval(own[:, k].mean(), skill[0][k], skill[1][k]),
-            {name: Interval((own - rivals[name])[:, k].mean(), low[k], high[k]) for name, (low, high) in leads.items()},
-            {name: total["model"] < total.get(name, loudness[:, k].sum()) for name in ("training_mean", *RIVALS)},
-            {name: other[:, k].mean() for name, other in rivals.items()}, ABOVE,
+            {n: Interval((own - baselines[n])[:, k].mean(), low[k], high[k]) for n, (low, high) in leads.items()},
+            {name: total["model"] < total.get(name, loudness[:, k].sum()) for name in ("training_mean", *BASELINES)},
+            {name: other[:, k].mean() for name, other in baselines.items()}, ABOVE,
         )  # fmt: skip
         outcome = decide(found)
         praised += outcome == "works"
@@ -151,13 +151,13 @@ def test_nothing_that_needs_no_training_works(make, rng):
     assert outcome_of(lambda x: torch.zeros_like(x), train, val) == "not_distinguishable"
     assert outcome_of(noise, train, val) == "worse"
     assert outcome_of(lambda x: course, train, val) in ("not_distinguishable", "worse")
-    copy, hedged, looped = (outcome_of(f, train, val) for f in (lambda x: x, shrunk_copy(train), loop_of))
+    copy, hedged, looped = (outcome_of(f, train, val) for f in (lambda x: x, channel_regression(train), loop_of))
     assert copy in (("copies",) if make is copies else ("worse", "not_distinguishable"))  # a period may fit by chance
     assert hedged in (("copies",) if make is copies else ("worse", "not_distinguishable"))
     if make is loops:
         found, given, _ = examine(loop_of, train, val)
         assert given["outcome"] == "better_than_average"
-        assert RIVALS["loop"] in given["sentence"] and found.uses_input
+        assert BASELINES["loop"] in given["sentence"] and found.uses_input
     else:
         assert looped in ("worse", "not_distinguishable", "copies")
 
@@ -177,7 +177,7 @@ def test_a_jukebox_is_learned_by_who_knows_it(coin, rng):
     assert "not shown to use its input" in given["sentence"]
     assert outcome_of(lambda x: x, train, val) == "worse"
     assert outcome_of(loop_of, train, val) in ("worse", "not_distinguishable")
-    # One frame late it is still ahead of all rivals, and the page says what is wrong with it.
+    # One frame late it is still ahead of all baselines, and the page says what is wrong with it.
     fast = diagnose(examine(late(jukebox.best), train, val)[2])["bands"][-1]
     assert fast["skill"] < 0
 
@@ -186,7 +186,7 @@ def test_a_copy_one_frame_late_is_told_from_a_copy(rng):
     train, val = copies(rng), copies(rng)
     _, given, _ = examine(late(lambda x: x), train, val)
     assert given["outcome"] in ("copies", "not_distinguishable")
-    assert "behind the shrunk copy" in given["sentence"]
+    assert "behind regression by channel" in given["sentence"]
 
 
 def test_one_giant_track_decides_nothing(rng):
@@ -230,7 +230,9 @@ def test_silent_tracks_are_no_praise(rng):
     recognises = lambda x: silence[None] if (x == -2).all() else torch.zeros_like(x)  # noqa: E731
     _, given, _ = examine(recognises, train, val)
     assert given["outcome"] in ("copies", "better_than_average")
-    assert any(RIVALS[name] in given["sentence"] for name in ("input_mean", "loop", "shrunk_copy", "repeat_input"))
+    assert any(
+        BASELINES[name] in given["sentence"] for name in ("input_mean", "loop", "channel_regression", "repeat_input")
+    )
 
 
 def test_a_single_track_is_undecided_without_another_input(rng):
@@ -246,43 +248,43 @@ def test_a_single_track_is_undecided_without_another_input(rng):
 
 def test_the_sentences_follow_the_planted_cause(rng):
     train, val = copies(rng), copies(rng)
-    found = diagnose(examine(shrunk_copy(train), train, val)[2])
-    assert "its answer moves in time with its input" in found["sentences"][1]
+    found = diagnose(examine(channel_regression(train), train, val)[2])
+    assert "its prediction moves in time with its input" in found["sentences"][1]
     assert found["skill"] == pytest.approx(found["skill_of_average"] + found["skill_of_course"])
     found = diagnose(examine(lambda x: 0.8 * x.mean(dim=2, keepdim=True).expand_as(x), train, val)[2])
     assert found["skill_of_course"] == pytest.approx(0, abs=0.005)
     assert found["skill_of_average"] > 0.01
     assert found["inputs"][2]["cost"] == pytest.approx(0, abs=1e-6)  # shuffled in time: the same average
     answers = oracle(val)
-    assert "exact place of every frame" in diagnose(examine(answers, train, val)[2])["sentences"][1]
+    assert "absolute frame positions" in diagnose(examine(answers, train, val)[2])["sentences"][1]
     found = diagnose(examine(lambda x: torch.zeros_like(x), train, val)[2])
     assert "not shown to use its input" in found["sentences"][1]
 
 
 def test_the_limit_names_the_first_cause_that_applies(rng):
     train, val = loops(rng), loops(rng)
-    found, _, by_tracks = examine(shrunk_copy(train), train, val)
+    found, _, by_tracks = examine(channel_regression(train), train, val)
     diagnosis = diagnose(by_tracks)
     told = found, diagnosis, by_tracks
     assert "looping the input at its own period reaches +0.8" in limit(*told, None, False, NO_HORIZON)
     assert "its best epoch is the last one" in limit(*told, 0.0, True, NO_HORIZON)
-    assert "knows its training pairs better than new ones (skill +0.90" in limit(*told, 0.9, True, NO_HORIZON)
+    assert "fits its training pairs better than new ones (skill +0.90" in limit(*told, 0.9, True, NO_HORIZON)
 
     def limit_of(predict, train: World, val: World) -> str:
         found, _, by_tracks = examine(predict, train, val)
         return limit(found, diagnose(by_tracks), by_tracks, None, False, NO_HORIZON)
 
     jukebox, chain = Jukebox(rng), Jukebox(rng, coin=False)
-    assert "averages out, as MSE asks" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
+    assert "averages, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
     # Half of what there is to find where a linear map finds all of it.
     behind = limit_of(lambda x: 0.3 * chain.best(x), chain.draw(20), chain.draw(12))
     assert "there is more to find: a linear map of the whole clip reaches +" in behind
     pairs = independent(rng), independent(rng)
-    for strength, word in ((2, "too bold"), (0.5, "too timid")):
+    for strength, word in ((2, "overconfident"), (0.5, "underconfident")):
         answers = oracle(pairs[1])
         assert word in limit_of(lambda x: strength * answers(x), *pairs)  # noqa: B023
     mean = statistics(pairs[0])[0]
-    assert "it has found next to nothing" in limit_of(lambda x: mean.expand_as(x), *pairs)
+    assert "it has learned almost nothing" in limit_of(lambda x: mean.expand_as(x), *pairs)
 
 
 def test_an_unpredictable_embedding_is_the_reason_for_a_model_that_found_nothing(rng):

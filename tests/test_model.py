@@ -29,7 +29,7 @@ def test_859520_parameters():
 def test_untrained_it_predicts_mean_plus_gain_times_copy():
     model, x = with_statistics(SimpleTransformer()), torch.randn(2, 128, 50)
     expected = model.mean + model.gain * (x - model.mean)
-    assert torch.equal(model(x), expected) and torch.equal(model.shrunk_copy(x), expected)
+    assert torch.equal(model(x), expected) and torch.equal(model.channel_regression(x), expected)
 
 
 def test_before_statistics_are_set_it_predicts_the_constant_mean():

@@ -133,7 +133,7 @@ def test_level_of_a_full_scale_sine_and_of_silence():
 
 def test_a_wav_holds_the_samples_and_its_comment_near_the_start(rng):
     pcm16 = rng.integers(-32768, 32768, 1000).astype(np.int16)
-    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/segments.py tells the dataset's WAVs by their size
+    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/split_index.py tells the dataset's WAVs by their size
     content = wav_bytes(pcm16, 24000, "Jingle_D continuation")
     assert b"Jingle_D continuation" in content[:256]  # where dataset/sources.py looks for it
     with soundfile.SoundFile(io.BytesIO(content)) as wav:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import gathering
-from dataset.cutting import Cut
-from dataset.earlier import EarlierSplits
 from dataset.gathering import Selection, select_pairs
-from dataset.selection import TIED, Segment, Track, choose_validation, plan, spread, usable_pairs
+from dataset.previous_splits import PreviousSplits
+from dataset.segmentation import SegmentationSettings
+from dataset.selection import TRAIN_ONLY, Segment, Track, choose_validation, plan, spread, usable_pairs
 
-CUT = Cut("music", "staging", segment_duration=1, min_level_db=-60)
+CUT = SegmentationSettings("music", "staging", segment_duration=1, min_level_db=-60)
 COUNTS = st.lists(st.integers(0, 40), max_size=40)
 
 
@@ -29,7 +29,7 @@ def test_a_spread_is_as_even_as_can_be(capacities, total):
 @settings(max_examples=300)
 def test_the_validation_tracks(capacities, max_pairs, data):
     val_pairs = data.draw(st.integers(0, max_pairs - 1))
-    known = [data.draw(st.sampled_from([None, None, TIED, "train", "val"])) for _ in capacities]
+    known = [data.draw(st.sampled_from([None, None, TRAIN_ONLY, "train", "val"])) for _ in capacities]
     val = choose_validation(capacities, max_pairs, val_pairs, known)
     usable = [i for i, capacity in enumerate(capacities) if capacity]
     new = [i for i in usable if known[i] is None]
@@ -37,7 +37,7 @@ def test_the_validation_tracks(capacities, max_pairs, data):
     assert bool(val) == (val_pairs > 0 and len(usable) > 1 and bool(free)) and val < set(usable) | {-1}
     assert not any(known[i] == "train" for i in val), "a model may have been trained on it"
     if new or any(known[i] == "val" for i in usable):
-        assert not any(known[i] == TIED for i in val), "it has audio in common with training"
+        assert not any(known[i] == TRAIN_ONLY for i in val), "it has audio in common with training"
     if len(usable) >= 30 and val_pairs >= 10 and len(new) == len(usable):
         assert len(val) >= 10
     counts = plan(capacities, max_pairs, val_pairs, val)
@@ -63,10 +63,10 @@ class Music:
         self.tracks, self.promised = dict(zip(self.names, tracks, strict=True)), promised
         self.read: list[tuple[str, int]] = []
 
-    def read_header(self, cut: Cut, source: str) -> tuple[float, int]:
+    def probe_track(self, cut: SegmentationSettings, source: str) -> tuple[float, int]:
         return self.promised[self.names.index(source)], 1
 
-    def stage_track(self, cut: Cut, work: tuple[str, int]) -> Track:
+    def stage_track(self, cut: SegmentationSettings, work: tuple[str, int]) -> Track:
         self.read.append(work)
         source, pairs = work
         good = self.tracks[source]
@@ -77,10 +77,10 @@ class Music:
         return Track(source, segments[:end], min(pairs, len(usable)), is_whole, "" if usable else "quiet")
 
     def select(self, max_pairs: int, val_pairs: int, known: dict[str, str] | None = None) -> Selection:
-        earlier = EarlierSplits({name.removesuffix(".wav"): split for name, split in (known or {}).items()})
+        earlier = PreviousSplits({name.removesuffix(".wav"): split for name, split in (known or {}).items()})
         with (
             mock.patch.object(gathering, "stage_track", self.stage_track),
-            mock.patch.object(gathering, "read_header", self.read_header),
+            mock.patch.object(gathering, "probe_track", self.probe_track),
         ):
             return select_pairs(self.names, CUT, max_pairs, val_pairs, earlier, ThisProcess())
 

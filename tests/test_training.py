@@ -63,7 +63,7 @@ def test_the_logged_validation_mse_is_exact(runs, small_dataset, codec, processe
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_baselines_and_statistics_are_exact(runs, small_dataset, codec, processes):
-    """And the untrained model's MSE is the baseline `shrunk_copy`."""
+    """And the untrained model's MSE is the baseline `channel_regression`."""
     folder = runs(processes)
     x, y = (t.double() for t in embeddings(small_dataset, "train", codec))
     both = torch.cat([x, y])
@@ -80,7 +80,7 @@ def test_baselines_and_statistics_are_exact(runs, small_dataset, codec, processe
     for name, prediction in (
         ("training_mean", mean),
         ("repeat_input", inputs),
-        ("shrunk_copy", mean + gain * (inputs - mean)),
+        ("channel_regression", mean + gain * (inputs - mean)),
     ):
         assert logged[name] == pytest.approx((targets - prediction).square().mean().item(), rel=1e-5), name
     for line in metrics(folder):

@@ -60,7 +60,7 @@ class TrainConfig:
 
 # Settings that a resume does not compare by name: some do not steer what is learned, and processes, precision and data
 # are compared by what they come to (training/state.py).
-SILENT_ON_RESUME = {
+IGNORED_ON_RESUME = {
     "dataset_dir", "checkpoint_dir", "epochs", "checkpoint_every", "num_processes", "device", "precision", "resume",
     "init_from", "no_cache", "cache_dir", "encodec_weights", "check_only",
 }  # fmt: skip

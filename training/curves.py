@@ -12,7 +12,7 @@ CURVES = "curves.png"
 BASELINES = {
     "training_mean": ("training mean", "#57606a", (5, 2)),
     "repeat_input": ("repeat the input", "#b85a00", (6, 2, 1, 2)),
-    "shrunk_copy": ("shrunk copy (untrained)", "#0f7b5f", (1, 1.5)),
+    "channel_regression": ("channel regression (untrained)", "#0f7b5f", (1, 1.5)),
 }
 
 

@@ -81,7 +81,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def fail_together(message: str) -> NoReturn:
+def raise_on_rank_zero(message: str) -> NoReturn:
     """Raise UserError on the first process for what all have met; the others wait to be ended by the launcher."""
     if rank() > 0:
         dist.barrier()

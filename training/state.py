@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from training.config import SILENT_ON_RESUME, TrainConfig
+from training.config import IGNORED_ON_RESUME, TrainConfig
 
 COUNTERS = ("epoch", "best_mse", "best_epoch", "epochs_without_best", "seconds", "baselines")
 
@@ -56,7 +56,7 @@ class TrainState:
         if config.epochs > saved["config"]["epochs"] and self.epochs_without_best >= config.patience:
             self.epochs_without_best = 0  # more epochs asked for after an early stop
 
-    def start_over_from(self, val_mse: float) -> None:
+    def reset_best(self, val_mse: float) -> None:
         """Make the present weights, at `val_mse` on a new validation split, the best so far."""
         self.best_mse, self.best_epoch, self.epochs_without_best = val_mse, self.epoch, 0
         self.scheduler.best, self.scheduler.num_bad_epochs = val_mse, 0
@@ -72,7 +72,7 @@ class TrainState:
             self.best_mse, self.best_epoch = val_mse, self.epoch
         return is_best
 
-    def why_finished(self, config: TrainConfig) -> str:
+    def stop_reason(self, config: TrainConfig) -> str:
         if self.epoch >= config.epochs:
             return "all epochs done"
         if self.epochs_without_best >= config.patience:
@@ -90,7 +90,7 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
     changed = {
         name: [then[name], value]
         for name, value in here.items()
-        if name not in SILENT_ON_RESUME and then[name] != value
+        if name not in IGNORED_ON_RESUME and then[name] != value
     }
     for name, key in (("num_processes", "world_size"), ("precision", "precision")):
         if saved[key] != now[key]:
@@ -114,6 +114,6 @@ def check_same_model(saved: dict, path: str, config: TrainConfig, codec: str, re
         raise UserError(f"{path}: holds another model ({'; '.join(differences)}); {remedy}")
 
 
-def mix_seed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """One 63-bit seed from several whole numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

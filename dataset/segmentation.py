@@ -31,7 +31,7 @@ LISTEN_S = 120  # so much of a track is read in any case, to recognise the same 
 
 
 @dataclass(frozen=True)
-class Cut:
+class SegmentationSettings:
     """Where tracks are read and staged, and how they are cut."""
 
     input_dir: str
@@ -53,7 +53,7 @@ def remove_staged(output_dir: Path) -> None:
         (output_dir / STAGING_NAME).rmdir()
 
 
-def read_header(cut: Cut, source: str) -> tuple[float, int]:
+def probe_track(cut: SegmentationSettings, source: str) -> tuple[float, int]:
     """The seconds of a track by its header, and the bytes of its file; (0, 0) if it cannot be read."""
     path = Path(cut.input_dir, source)
     try:
@@ -63,7 +63,7 @@ def read_header(cut: Cut, source: str) -> tuple[float, int]:
         return 0.0, 0
 
 
-def stage_track(cut: Cut, source_and_pairs: tuple[str, int]) -> Track:
+def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) -> Track:
     """Read a track and write the segments of its first usable pairs, as many as asked for.
 
     A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears by one rename once
@@ -96,7 +96,7 @@ def lost_track(source_and_pairs: tuple[str, int], reason: str) -> Track:
     return Track(source_and_pairs[0], [], problem=reason)
 
 
-def _cut(cut: Cut, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
+def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
     """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and its prints, into `folder`.
 
     Returns the segments that were read, the number of pairs written, whether that is the whole track, and the problem.
@@ -140,7 +140,7 @@ def _write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
-def _staging_key(cut: Cut, source: str, pairs: int) -> str:
+def _staging_key(cut: SegmentationSettings, source: str, pairs: int) -> str:
     """What names a track's staged folder: the version of the file, and the settings."""
     try:
         about = Path(cut.input_dir, source).stat()

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.threads import read_ahead
-from dataset.pairs import METADATA_NAME, Metadata, PairPaths, digest_of, read_header, read_metadata, read_pcm16
+from dataset.pairs import METADATA_NAME, Metadata, PairPaths, check_wav, digest_of, read_metadata, read_pcm16
 
 WAV_HEADER_BYTES = 44
 WAVS_AT_A_TIME = 16  # that a thread checks: for one alone, handing it over takes longer than the check
@@ -34,7 +34,7 @@ class SplitSegments:
         metadata = read_metadata(path) if path.exists() else Metadata({}, [], [], {})
         written_ns = path.stat().st_mtime_ns if path.exists() else 0
         seconds = int(metadata.settings.get("segment_duration", 0))
-        self.num_samples = seconds * sample_rate or read_header(self.path(0), sample_rate)
+        self.num_samples = seconds * sample_rate or check_wav(self.path(0), sample_rate)
         self.tracks = {row.source for row in metadata.pairs if row.split == split_dir.name}
         self.changed_ns, self.is_as_listed = (
             0,
@@ -73,7 +73,7 @@ class SplitSegments:
             changed_ns = max(about.st_mtime_ns, about.st_ctime_ns)
             if known and about.st_size == size and changed_ns <= written_ns:
                 return known, changed_ns, True
-            read_header(self.path(wav), sample_rate)
+            check_wav(self.path(wav), sample_rate)
             digest = digest_of(self.read(wav))
             return digest, changed_ns, digest == known
 

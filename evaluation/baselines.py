@@ -4,7 +4,7 @@ Each is fitted on training pairs only, or inside the very input it continues; no
 
     repeat the input        x
     the input's average     mean of x over time
-    the shrunk copy         μ + g (x − μ), a gain a channel: what the untrained model predicts
+    regression by channel   μ + g (x − μ), a gain a channel: what the untrained model predicts
     the last moment         μ + g (mean of the last four frames − μ), a gain g for each output frame
     ridge                   every output frame a linear function of the input frame in its place and of the input's mean
     the loop                the input's own period, found and tested inside the input, played on
@@ -95,7 +95,7 @@ def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedBaselines:
     """What was learned from the training pairs, about μ and in units of the deviation of each channel."""
 
     mean: torch.Tensor  # [C, 1]
@@ -154,7 +154,7 @@ def _total(folds: list[_Sums]) -> _Sums:
 
 
 @one_thread()
-def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> Fitted:
+def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> FittedBaselines:
     """Fit what is fitted to training pairs, one pair at a time in memory (the linear map: two blocks of pairs).
 
     tracks: of each training pair. Ridge minimises |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), about μ or about the
@@ -174,7 +174,7 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
             last = _last(x[: len(mean)], count)
             moments[count] = moments[count] + (last * y).sum(dim=0)
             held[count] += float(last.square().sum())
-        progress(index + 1, len(tracks), "training pairs read for the rivals")
+        progress(index + 1, len(tracks), "training pairs read for the baselines")
     explained = {count: float((moments[count] ** 2).sum()) / held[count] for count in LAST_FRAMES}
     last_frames = max(LAST_FRAMES, key=explained.get)
     total = _total(folds)
@@ -182,7 +182,7 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
     strength, penalty = _best_ridge(folds) if len(folds) > 1 else (0.0, 1.0)
     centre_in, centre_out = strength * total.x / total.count, strength * total.y / total.count
     xx, xy, _ = total.about(centre_in, centre_out)
-    return Fitted(
+    return FittedBaselines(
         mean=mean,
         std=std,
         weights=_solve(xx, xy, [penalty * frames])[0],

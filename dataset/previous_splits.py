@@ -33,14 +33,14 @@ def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> 
 
 
 @dataclass(frozen=True)
-class EarlierSplits:
+class PreviousSplits:
     """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
 
     of_name: dict[str, str] = field(default_factory=dict)  # by path without its ending: an MP3 may become a FLAC
     name_of: dict[str, str] = field(default_factory=dict)  # by digest of a segment: a file may be renamed
 
     @classmethod
-    def of(cls, previous: Metadata) -> EarlierSplits:
+    def of(cls, previous: Metadata) -> PreviousSplits:
         notes = [(source, EARLIER_SPLIT.fullmatch(reason)) for source, reason in previous.skipped]
         splits = {_name(source): note[1] for source, note in notes if note}
         rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)

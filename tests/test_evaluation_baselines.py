@@ -1,12 +1,12 @@
-"""The rivals: what each must find, and that none sees what it is measured on."""
+"""The baselines: what each must find, and that none sees what it is measured on."""
 
 import numpy as np
 import pytest
 import torch
 from planted import FRAMES, Jukebox, World, clip, copies, independent, statistics
 
+from evaluation.baselines import candidate_lags, fit, loop, phase_means
 from evaluation.clip_ridge import ClipRidge
-from evaluation.rivals import candidate_lags, fit, loop, phase_means
 
 
 def silent(done, total, what):
