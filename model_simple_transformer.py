@@ -36,13 +36,11 @@ class SimpleTransformer(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
     ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.config = settings  # every argument: what a checkpoint needs to build this model again
         if encoding_dim % 2 or encoding_dim % num_heads:
             raise ValueError(f"encoding_dim {encoding_dim} must be even and a multiple of num_heads {num_heads}")
-        self.config = {
-            "encoding_dim": encoding_dim, "num_heads": num_heads, "num_layers": num_layers, "dropout": dropout,
-            "attention_dropout": attention_dropout,
-        }  # fmt: skip
         self.register_buffer("mean", torch.zeros(encoding_dim, 1))
         self.register_buffer("std", torch.ones(encoding_dim, 1))
         self.register_buffer("gain", torch.zeros(encoding_dim, 1))

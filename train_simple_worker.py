@@ -42,6 +42,7 @@ from training.distributed import (
     sum_over_ranks,
     world_size,
 )
+from training.experiment import CODE, MSE, check_same_model, describe_loss, hash_code, model_settings
 from training.log import (
     METRICS,
     append_metrics,
@@ -53,8 +54,14 @@ from training.log import (
     open_tensorboard,
     start_metrics,
 )
-from training.state import TrainState, changes, check_same_model, derive_seed
+from training.state import TrainState, changes, derive_seed
 from training.statistics import channel_statistics, deviation_over_time
+
+
+def loss_function(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """THE LOSS, a mean over all elements of [B, C, T]: training, validation, baselines and early stopping share it."""
+    return F.mse_loss(predictions, targets)
+
 
 SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
 
@@ -123,9 +130,10 @@ def set_up(
     codec = codec or load_frozen_encodec(config.encodec_weights, device)
     if codec.embedding_dim % config.num_heads:
         raise UserError(f"--num_heads {config.num_heads}: must divide the {codec.embedding_dim} embedding channels")
+    settings = model_settings(SimpleTransformer, config, codec.embedding_dim)
     if saved:
         remedy = "choose another --checkpoint_dir, or --resume never"
-        check_same_model(saved, f"{folder / LAST}", config, codec.fingerprint, remedy)
+        check_same_model(saved, f"{folder / LAST}", settings, codec.fingerprint, remedy)
     precision = choose_precision(config.precision, device)
     log(describe_run(config, device, precision))
     log(codec.banner)
@@ -134,6 +142,8 @@ def set_up(
     pairs = len(train_data.dataset) + len(val_data.dataset)
     run_metadata = {
         "config": dataclasses.asdict(config),
+        "code": hash_code(),
+        "loss": describe_loss(loss_function),
         "world_size": world_size(),
         "precision": precision,
         "data": {"hash": data_hash, "pairs": pairs},
@@ -144,8 +154,7 @@ def set_up(
         "num_samples": train_data.dataset.num_samples,
     }
     torch.manual_seed(config.seed)
-    sizes = (codec.embedding_dim, config.num_heads, config.num_layers, config.dropout, config.attention_dropout)
-    model = SimpleTransformer(*sizes).to(device)
+    model = SimpleTransformer(**settings).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.lr, weight_decay=config.weight_decay, fused=device.type != "mps"
     )
@@ -153,6 +162,8 @@ def set_up(
         optimizer, factor=config.scheduler_factor, patience=config.scheduler_patience
     )
     log(f"model      {count_parameters(model):,} trainable parameters")
+    if run_metadata["loss"] != MSE:
+        log(f"loss       {run_metadata['loss']}: what is called MSE below is this loss")
     state = TrainState(model, optimizer, scheduler)
     run = Run(config, device, train_data, val_data, model, run_metadata, changes(saved, run_metadata) if saved else {})
     if saved:
@@ -197,7 +208,8 @@ def start(run: Run, state: TrainState) -> None:
     config = run.config
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
-        check_same_model(initial, config.init_from, config, run.run_metadata["codec"], "name another with --init_from")
+        remedy = "name another with --init_from"
+        check_same_model(initial, config.init_from, state.model.config, run.run_metadata["codec"], remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
     else:
@@ -233,8 +245,9 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
 
 
 def measure_baselines(run: Run, state: TrainState) -> None:
-    """Validation MSE of what needs no training: the training mean, the input itself, the untrained model."""
+    """The loss of predictions that need no training: the training mean, the input itself, the untrained model."""
     model = state.model
+    state.train_baseline = validate(run, state, lambda inputs: model.mean.expand_as(inputs), run.train_data)[0]
     state.baselines = {
         "training_mean": validate(run, state, lambda inputs: model.mean.expand_as(inputs))[0],
         "repeat_input": validate(run, state, lambda inputs: inputs)[0],
@@ -258,6 +271,12 @@ def train(run: Run, state: TrainState) -> None:
             draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
+    changed_code = [file for file in CODE if file in run.changed] if already else []
+    if changed_code:
+        log(
+            f"*** {', '.join(changed_code)} changed since this run finished: nothing was trained. --resume never "
+            "replaces the run, another --checkpoint_dir starts a new one beside it"
+        )
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
     log(f"finished{' already' if already else ''}: {state.stop_reason(run.config)}; {best}")
 
@@ -323,7 +342,7 @@ def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
     for inputs, targets in steps:
         with run.autocast():
             predictions = run.parallel(inputs)
-        loss = F.mse_loss(predictions, targets)  # THE LOSS: MSE in encoded space
+        loss = loss_function(predictions, targets)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norms.append(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.max_grad_norm))
@@ -338,22 +357,26 @@ def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
 
 @torch.no_grad()
 def validate(
-    run: Run, state: TrainState, predict: Callable[[torch.Tensor], torch.Tensor] | None = None
+    run: Run,
+    state: TrainState,
+    predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    data: PairBatches | None = None,
 ) -> tuple[float, float]:
-    """(MSE, deviation ratio) on the validation split, of the model or of `predict`.
+    """(loss, deviation ratio) of the model or of `predict`, on the validation split or on `data`.
 
-    The MSE is the exact mean over every element of the split, for any number of processes. The deviation ratio is
+    The loss is the exact mean over every element of the split, for any number of processes. The deviation ratio is
     the predictions' standard deviation over time divided by the targets', each the mean over pairs and channels.
-    Raises UserError if the MSE is not finite.
+    Raises UserError if the loss is not finite.
     """
     state.model.eval()
-    dataset, mine, size = run.val_data.dataset, shard_indices(run.val_data), run.config.batch_size
+    data = data or run.val_data
+    dataset, mine, size = data.dataset, shard_indices(data), run.config.batch_size
     sums, bad = torch.zeros(3, dtype=torch.float64), []
-    for step, (inputs, targets) in enumerate(run.val_data(mine, size)):
+    for step, (inputs, targets) in enumerate(data(mine, size)):
         with run.autocast():
             predictions = (predict or state.model)(inputs)
         deviations = [deviation_over_time(x).sum() for x in (predictions, targets)]
-        sums += torch.stack([(predictions - targets).square().sum(), *deviations]).cpu().double()
+        sums += torch.stack([loss_function(predictions, targets) * len(inputs), *deviations]).cpu().double()
         if not sums[0].isfinite() and not bad:
             bad = [dataset.name(i) for i in mine[step * size : (step + 1) * size]]
     error, predicted, true = sum_over_ranks(sums).tolist()
@@ -361,7 +384,7 @@ def validate(
         names = ", ".join(sorted(name for names in gather(bad) for name in names))
         what = f"the validation MSE is not finite after epoch {state.epoch}, pairs {names}"
         raise_on_rank_zero(f"{what}; look at these pairs, or lower --lr")
-    return error / (len(dataset) * inputs[0].numel()), predicted / max(true, 1e-30)
+    return error / len(dataset), predicted / max(true, 1e-30)
 
 
 # ------------------------------------------------------------------ small parts

@@ -92,10 +92,8 @@ def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, 
     line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
     if line is None:
         return None, False
-    # The error of the training mean on the training pairs is the variance, mean of channels.
-    variance = float(checkpoint["model"]["std"].double().square().mean())
     still_improved = line is epochs[-1] and line["val_mse"] < min([e["val_mse"] for e in epochs[:-1]], default=0)
-    return 1 - line["train_mse"] / max(variance, 1e-30), still_improved
+    return 1 - line["train_mse"] / max(checkpoint["train_baseline"], 1e-30), still_improved
 
 
 def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
@@ -111,6 +109,9 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
             f"{copies} of {results['dataset']['pairs']} true continuations are in the training split too, sample for "
             "sample."
         )
+    if checkpoint["loss"] != "MSE":
+        found.append(f"The model was trained with another loss, {checkpoint['loss']}. Skill and verdict are about MSE.")
+        return found
     expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
     if abs(here / max(expected, 1e-30) - 1) > 1e-3:
         found.append(

@@ -66,7 +66,7 @@ class Payload:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, zipped):
-    content = {"format": 3, "model": Payload(os.mkdir, str(tmp_path / "trace"))}
+    content = {"format": 4, "model": Payload(os.mkdir, str(tmp_path / "trace"))}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"a\.pt: damaged, or not a checkpoint of this project"):
         load_checkpoint(tmp_path / "a.pt")
@@ -86,7 +86,7 @@ def test_an_earlier_version_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"PK\3\4", pickle.dumps({"format": 3})], ids=["empty", "text", "zip", "pickle"]
+    "content", [b"", b"hello", b"PK\3\4", pickle.dumps({"format": 4})], ids=["empty", "text", "zip", "pickle"]
 )
 def test_other_files_are_named(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)

@@ -79,6 +79,17 @@ def test_every_script_and_folder_is_explained():
             assert path.name == "__init__.py" or path.name in tree, path
 
 
+def test_the_places_to_change_exist():
+    rows = README.partition("## Where to change what")[2].partition("As a library")[0].splitlines()[4:]
+    for row in filter(lambda row: row.startswith("|"), rows):
+        names = re.findall(r"`([\w./]+)`", row)
+        sources = [(ROOT / name).read_text() for name in names if name.endswith(".py")]
+        assert sources, row
+        for name in names:
+            if not name.endswith(".py"):
+                assert any(re.search(rf"\b(def|class) {name}\b", source) for source in sources), f"{name}: {row}"
+
+
 def test_links_and_files_exist():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):

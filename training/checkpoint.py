@@ -14,7 +14,7 @@ from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from common.errors import UserError
 from common.files import atomic_write
 
-FORMAT = 3
+FORMAT = 4
 LAST, BEST = "last.pt", "best_model.pt"
 
 

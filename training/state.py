@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from common.errors import UserError
 from training.config import IGNORED_ON_RESUME, TrainConfig
 
-COUNTERS = ("epoch", "best_mse", "best_epoch", "epochs_without_best", "seconds", "baselines")
+COUNTERS = ("epoch", "best_mse", "best_epoch", "epochs_without_best", "seconds", "baselines", "train_baseline")
 
 
 @dataclass
@@ -20,7 +19,8 @@ class TrainState:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
-    baselines: dict[str, float] = field(default_factory=dict)  # validation MSE of what needs no training
+    baselines: dict[str, float] = field(default_factory=dict)  # validation loss of predictions that need no training
+    train_baseline: float = math.nan  # training loss of the training mean
     epoch: int = 0  # the last that is finished
     best_mse: float = math.inf
     best_epoch: int = 0
@@ -83,7 +83,7 @@ class TrainState:
 def changes(saved: dict, now: dict) -> dict[str, list]:
     """{setting: [saved, now]} of what steers a training and differs from the saved run.
 
-    saved, now: `config`, `world_size`, `precision` and `data` as in a checkpoint.
+    saved, now: `config`, `code`, `world_size`, `precision` and `data` as in a checkpoint.
     """
     # A setting that is newer than the saved run had its default there.
     then, here = dataclasses.asdict(TrainConfig()) | saved["config"], now["config"]
@@ -92,6 +92,9 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
         for name, value in here.items()
         if name not in IGNORED_ON_RESUME and then[name] != value
     }
+    for file, digest in now["code"].items():
+        if saved["code"].get(file) != digest:
+            changed[file] = [saved["code"].get(file, "unknown"), digest]
     for name, key in (("num_processes", "world_size"), ("precision", "precision")):
         if saved[key] != now[key]:
             changed[name] = [saved[key], now[key]]
@@ -99,19 +102,6 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
         old, new = saved["data"]["pairs"], now["data"]["pairs"]
         changed["pairs"] = [old, new if new != old else f"{new} others"]
     return changed
-
-
-def check_same_model(saved: dict, path: str, config: TrainConfig, codec: str, remedy: str) -> None:
-    """UserError, ending in `remedy`, if the checkpoint at `path` is of another model or codec than this run's."""
-    differences = [
-        f"{name} {saved['model_config'][name]}, not {getattr(config, name)}"
-        for name in ("num_layers", "num_heads")
-        if saved["model_config"][name] != getattr(config, name)
-    ]
-    if saved["codec"] != codec:
-        differences.append(f"codec {saved['codec']}, not {codec}")
-    if differences:
-        raise UserError(f"{path}: holds another model ({'; '.join(differences)}); {remedy}")
 
 
 def derive_seed(*numbers: int) -> int:

@@ -1,0 +1,121 @@
+"""The first changes that a researcher makes, made in a copy of the repository: the loss, the code, a model setting."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, UNTRAINED
+
+from audio.frozen_encodec import load_frozen_encodec
+from dataset_wav_pairs import WavPairsDataset
+
+pytestmark = pytest.mark.slow
+
+
+class Copy:
+    """A copy of the repository that can be edited and run."""
+
+    def __init__(self, folder: Path, dataset: Path):
+        self.folder, self.dataset, self.run_dir = folder, dataset, folder / "run"
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        for name in files:
+            if not name.startswith(("tests/", "docs/", "benchmarks/")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert text.count(old) == 1, f"{name}: {old!r} stands there {text.count(old)} times"
+        (self.folder / name).write_text(text.replace(old, new))
+
+    def run(self, script: str, *args: object, status: int = 0) -> str:
+        words = [sys.executable, str(self.folder / script), *map(str, args)]
+        done = subprocess.run(words, cwd=self.folder, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def train(self, *args: object, status: int = 0) -> str:
+        paths = ("--dataset_dir", self.dataset, "--checkpoint_dir", self.run_dir)
+        return self.run("train_simple_ddp.py", *paths, *UNTRAINED, "--num_layers", 1, *args, status=status)
+
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def copy(tmp_path, small_dataset):
+    return Copy(tmp_path / "copy", small_dataset)
+
+
+def test_another_loss_is_followed_everywhere_and_named(copy):
+    copy.edit(
+        "train_simple_worker.py", "return F.mse_loss(predictions, targets)", "return F.l1_loss(predictions, targets)"
+    )
+    assert "loss       F.l1_loss(predictions, targets): what is called MSE below is this loss" in copy.train(
+        "--epochs", 2
+    )
+    first, *epochs = copy.metrics()
+    saved = torch.load(copy.run_dir / "best_model.pt", weights_only=True)
+    mean, codec = saved["model"]["mean"], load_frozen_encodec("untrained")
+    for split, baseline in (("val", first["baselines"]["training_mean"]), ("train", saved["train_baseline"])):
+        dataset = WavPairsDataset(copy.dataset / split, codec)
+        errors = [(dataset[index][1] - mean).abs().mean() for index in range(len(dataset))]
+        assert baseline == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4), split
+    assert all(e["skill"] == pytest.approx(1 - e["val_mse"] / first["baselines"]["training_mean"]) for e in epochs)
+    assert saved["val_mse"] == min(epoch["val_mse"] for epoch in epochs), "early stopping watches another loss"
+    copy.run("evaluate_continuation.py", "--checkpoint", copy.run_dir / "best_model.pt", "--dataset_dir", copy.dataset)
+    (note,) = json.loads((copy.folder / "results_simple/results.json").read_text())["notes"]
+    assert "another loss, F.l1_loss(predictions, targets)" in note
+
+
+def test_changed_code_is_named(copy):
+    assert "changed    " not in copy.train("--epochs", 1) + copy.train("--epochs", 1)
+    with open(copy.folder / "model_simple_transformer.py", "a") as file:
+        file.write("# an edit\n")
+    said = copy.train("--epochs", 1)
+    assert "*** model_simple_transformer.py changed since this run finished: nothing was trained." in said
+    assert "--resume never replaces the run, another --checkpoint_dir starts a new one beside it" in said
+    assert "changed    model_simple_transformer.py " in copy.train("--epochs", 2)
+    assert list(copy.metrics()[-1]["changed"]) == ["model_simple_transformer.py"]
+    assert "changed    " not in copy.train("--epochs", 3)
+
+
+def test_a_model_setting_takes_a_flag_and_its_use(copy):
+    copy.edit(
+        "training/config.py",
+        "    num_processes: int | None",
+        '    causal: bool = setting(False, "attend to the past only")\n    num_processes: int | None',
+    )
+    model = "model_simple_transformer.py"
+    copy.edit(
+        model,
+        "        attention_dropout: float = 0.0,\n",
+        "        attention_dropout: float = 0.0,\n        causal: bool = False,\n",
+    )
+    copy.edit(
+        model,
+        "        x = self.layers(self.dropout(x))\n",
+        "        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.config['causal'] else None\n"
+        "        x = self.dropout(x)\n"
+        "        for layer in self.layers:\n"
+        "            x = layer(x, src_mask=mask, is_causal=mask is not None)\n",
+    )
+    copy.train("--epochs", 1, "--causal")
+    said = copy.train("--epochs", 2, status=1)
+    assert "last.pt: holds another model (causal True, not False); choose another --checkpoint_dir" in said
+    copy.train("--epochs", 2, "--causal")
+    code = (
+        "import torch\n"
+        "from model_simple_transformer import SimpleTransformer\n"
+        "from training.checkpoint import load_checkpoint\n"
+        "model = SimpleTransformer.from_checkpoint(load_checkpoint('run/best_model.pt'))\n"
+        "x = torch.randn(1, 128, 20, requires_grad=True)\n"
+        "model(x)[0, :, 9].sum().backward()\n"
+        "assert x.grad[0, :, :10].abs().sum() > 0 and x.grad[0, :, 10:].abs().max() == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=copy.folder, check=True)
