@@ -156,7 +156,8 @@ def evaluate_checkpoint(settings: Settings, codec: Codec | None = None) -> None:
         write_json(output_dir / "results.json", results)
         write_report(output_dir / "report.html", results)
     print(*(results["verdict"][part] for part in ("sentence", "transformer", "limit")), sep="\n")
-    print(horizon["sentence"])
+    if horizon["sentence"] not in results["verdict"]["limit"]:
+        print(horizon["sentence"])
     print(f"{output_dir / 'report.html'}: open it in a browser", flush=True)
 
 
