@@ -92,7 +92,7 @@ def within_clips(val: Split, lags: list[int]) -> np.ndarray:
         z = ((torch.cat([first, second], dim=1) - mean) / std).T  # [2T, C], in the clip's own units
         frames = first.shape[1]
         for k, lag in enumerate(lags):
-            t = torch.arange(2, frames - lag)
+            t = torch.arange(2, max(2, frames - lag))
             later = torch.arange(max(2, frames - lag), 2 * frames - lag)
             if len(t) < 20:
                 energy[k] += 1e-9
