@@ -29,6 +29,7 @@ __all__ = ["AudioError", "AudioReader", "open_audio"]
 
 # What libsndfile is asked to read; only FFmpeg reads MP3 in a WAV (format tag 0x55).
 PCM_HEAD = re.compile(rb"RIF[FX]|RF64|FORM|caff|\.snd|fLaC")
+VORBIS = b"\x01vorbis"
 MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a pipe
 READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says
@@ -60,7 +61,14 @@ def open_audio(path: str | os.PathLike) -> AudioReader:
         if PCM_HEAD.match(head) and not MP3_IN_WAV.search(head):
             with contextlib.suppress(soundfile.SoundFileError, TypeError, ValueError):
                 reader = SndfileReader(file)
-        reader = reader or FfmpegReader(path, file, start)
+        try:
+            reader = reader or FfmpegReader(path, file, start)
+        except AudioError as error:
+            # FFmpeg refuses some Vorbis headers that libvorbis reads.
+            with contextlib.suppress(soundfile.SoundFileError, TypeError, ValueError):
+                reader = SndfileReader(file) if VORBIS in head else None
+            if reader is None:
+                raise error from error.__cause__
         if not 1000 <= reader.sample_rate <= 1_000_000:
             raise AudioError(f"sample rate of {reader.sample_rate} Hz is not supported; convert it first")
         return reader
@@ -92,6 +100,7 @@ class SndfileReader(AudioReader):
     def __init__(self, file: BinaryIO):
         self._file = file
         file.seek(0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may only have moved within its buffer
         self._audio = self._Forwards(file.fileno(), closefd=False)
         self._frames, self.sample_rate = self._audio.frames, self._audio.samplerate
         if not 0 < self._frames < UNKNOWN_FRAMES:
@@ -130,7 +139,7 @@ class SndfileReader(AudioReader):
 
     def _problem(self, done: int) -> str:
         seconds = f"{self.seconds:.2f} s"
-        if done < self._frames:
+        if self._frames - done > 0.01 * self.sample_rate:
             return f"cut off at {seconds} of {self.duration_s:.2f} s"
         if any(
             int(promised) < UNKNOWN_BYTES and int(promised) - int(there) > SLACK_BYTES

@@ -101,6 +101,25 @@ def removed(whole: bytes, share: float, count: int) -> bytes:
     return whole[:at] + whole[at + count :]
 
 
+def with_padded_setup(ogg: bytes) -> bytes:
+    """Vorbis with bytes behind the end of its setup header: libvorbis ignores them, FFmpeg refuses the file."""
+    page = ogg.index(b"OggS", 4)
+    count = ogg[page + 26]
+    start = page + 27 + count
+    lacing, end = bytearray(ogg[page + 27 : start]), start + sum(ogg[page + 27 : start])
+    assert lacing[-1] < 200, "the setup header's last piece has room"
+    lacing[-1] += 9
+    content = bytearray(ogg[page : page + 27] + lacing + ogg[start:end] + b"\xaa" * 9)
+    content[22:26] = bytes(4)
+    crc = 0
+    for byte in content:  # RFC 3533: polynomial 04c11db7, no reflection
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    content[22:26] = struct.pack("<I", crc)
+    return ogg[:page] + bytes(content) + ogg[end:]
+
+
 # ------------------------------------------------------------------ what libsndfile reads
 
 for subtype, snr_db in {"PCM_U8": 30, "PCM_16": 75, "PCM_24": 75, "PCM_32": 75, "FLOAT": 75, "ULAW": 30, "ALAW": 30,
@@ -288,6 +307,7 @@ if FFMPEG:
     # Used or not, as the version of FFmpeg has it.
     add("chained, another rate.ogg", put(lambda: vorbis() + encode("ogg", *VORBIS, *serial, rate=48000)), 11.9,
         says=" 12.00 s", **LOSSY)  # fmt: skip
+    add("padded header.ogg", put(lambda: with_padded_setup(vorbis())), 11.9, **LOSSY)
     add("hole.ogg", put(lambda: removed(vorbis(), 0.5, 15_000)), 2, says="are missing at", **LOSSY)
     add("flipped.opus", put(lambda: overwritten(opus(), 0.5, b"\x77\x66")), 4, says="are missing at", **LOSSY)
     add("cut.opus", put(lambda: cut(opus(), 0.6)), 6, says="cut off", **LOSSY)
