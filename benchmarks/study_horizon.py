@@ -49,8 +49,12 @@ def main() -> int:
         print(f"\n| {name}, seconds ahead | " + " | ".join(f"{lag / codec.frame_rate:.3g}" for lag in lags) + " |")
         print("|---" * (len(lags) + 1) + "|", flush=True)
         for row, curve in attempts(train, val, lags):
-            print(f"| {row} | " + " | ".join(f"{skill:+.3f}" for skill in curve) + " |", flush=True)
+            print(f"| {row} | " + " | ".join(map(cell, curve)) + " |", flush=True)
     return 0
+
+
+def cell(skill: float) -> str:
+    return "–" if np.isnan(skill) else f"{skill:+.3f}"
 
 
 def attempts(train: Split, val: Split, lags: list[int]):
@@ -95,7 +99,7 @@ def within_clips(val: Split, lags: list[int]) -> np.ndarray:
             t = torch.arange(2, max(2, frames - lag))
             later = torch.arange(max(2, frames - lag), 2 * frames - lag)
             if len(t) < 20:
-                energy[k] += 1e-9
+                energy[k] = np.nan  # the lag is as long as the input: there is nothing to fit
                 continue
             x, y = (torch.cat([z[i], z[i - 1], z[i - 2]], dim=1) for i in (t, later))
             values, vectors = torch.linalg.eigh(x.T @ x)
