@@ -50,7 +50,7 @@ def measure_horizon(
     frames = embedding[0].pairs[0][0].shape[1]
     seconds = [lag / frame_rate for lag in lags_of(frames)]
     curves = {
-        name: dict(zip(("skill", "low", "high"), measure_curve(*splits, progress), strict=True))
+        name: dict(zip(("skill", "low", "high"), measure_curve(*splits, progress, CURVES[name][1]), strict=True))
         for name, splits in (("embedding", embedding), ("log_mel", log_mel))
     }
     return {"seconds": seconds, **curves, "sentence": _sentence(seconds, curves)}
@@ -62,13 +62,14 @@ def lags_of(frames: int) -> list[int]:
 
 
 @one_thread()
-def measure_curve(train: Split, val: Split, progress: Progress) -> Estimate:
+def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") -> Estimate:
     """Skill of the best linear map at each lag of `lags_of(T)`, mean over tracks with its 95% interval: [lags] each.
 
     The map goes from the last 8 frames and the mean of all frames so far, every frame t of a pair's input being the
     last in turn, to frame t + lag. It is fitted to at most 300 training pairs and measured on at most 100 validation
     pairs, both spread over their tracks. Channels are standardised by the training pairs. Skill is 1 − squared error
-    ÷ that of the training mean. The ridge penalty of each lag has the least error on held-out training tracks.
+    ÷ that of the training mean. The ridge penalty of each lag has the least error on held-out training tracks. of: names
+    the curve in the progress.
     """
     fitted = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
     names = sorted({train.tracks[i] for i in fitted})
@@ -78,7 +79,7 @@ def measure_curve(train: Split, val: Split, progress: Progress) -> Estimate:
     sums = {is_held_out: _Sums(len(mean), len(lags)) for is_held_out in (False, True)}
     for done, index in enumerate(fitted, 1):
         sums[train.tracks[index] in held_out].add(*_samples(train.pairs[index], mean, std, lags))
-        progress(done, len(fitted), "pairs fitted for the horizon")
+        progress(done, len(fitted), f"pairs fitted for the horizon {of}".rstrip())
     maps = _solve(sums[False], sums[True], len(lags))
 
     measured = spread_over_tracks(val.tracks, VAL_PAIRS, seed=0)
