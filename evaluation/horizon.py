@@ -68,8 +68,9 @@ def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") ->
     The map goes from the last 8 frames and the mean of all frames so far, every frame t of a pair's input being the
     last in turn, to frame t + lag. It is fitted to at most 300 training pairs and measured on at most 100 validation
     pairs, both spread over their tracks. Channels are standardised by the training pairs. Skill is 1 − squared error
-    ÷ that of the training mean. The ridge penalty of each lag has the least error on held-out training tracks. of: names
-    the curve in the progress.
+    ÷ that of the training mean. The ridge penalty of each lag has the least error on held-out training tracks.
+
+    of: names the curve in the progress.
     """
     fitted = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
     names = sorted({train.tracks[i] for i in fitted})
