@@ -304,7 +304,7 @@ def main() -> int:
     if codec.banner:
         print(codec.banner)
     datasets = [WavPairsDataset(split, codec, settings.cache_dir) for split in splits]
-    confirm_metadata([dataset.split_index for dataset in datasets], Path(settings.dataset_dir, METADATA_NAME))
+    confirm_metadata([dataset.segments for dataset in datasets], Path(settings.dataset_dir, METADATA_NAME))
     prepare_cache(datasets)
     for dataset in datasets:
         shape = tuple(dataset[0][0].shape)

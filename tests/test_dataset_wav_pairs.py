@@ -144,7 +144,7 @@ def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypat
         return encode(waveforms)
 
     dataset = WavPairsDataset(copy / "train", codec, use_cache=False)
-    wavs = [wav for wav, predecessor in enumerate(dataset.split_index.predecessors) if predecessor >= 0][:4]
+    wavs = [wav for wav, predecessor in enumerate(dataset.segments.predecessors) if predecessor >= 0][:4]
     expected = dataset.encode(wavs)
     while reads.acquire(blocking=False):
         pass
@@ -233,7 +233,7 @@ def test_a_wav_replaced_by_an_older_one_has_another_embedding(small_dataset, cop
     subprocess.run(["cp", "-p", copy.parent / "older.wav", other], check=True)
     dataset = WavPairsDataset(copy / "train", codec)
     assert other.stat().st_mtime == 1e9 and dataset.keys[9][0] != before[9][0]
-    np.testing.assert_array_equal(dataset.split_index.read(18), read_pcm16(old))
+    np.testing.assert_array_equal(dataset.segments.read(18), read_pcm16(old))
     assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     assert WavPairsDataset(copy / "train", codec).keys == dataset.keys, "metadata.txt must not be trusted again"
 
