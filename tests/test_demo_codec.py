@@ -125,8 +125,8 @@ def broken_copies(folder: Path) -> dict[str, Path]:
     (folder / "foreign").mkdir()
     return {
         "damaged": damaged,
-        "damaged or not": renamed,
-        "SHA-256 begins": folder / "cut" / shipped.name,
+        "damaged or misnamed": renamed,
+        "SHA-256 starts": folder / "cut" / shipped.name,
         "not the weights": save(folder / "foreign", half_of_it),
     }
 
