@@ -61,4 +61,4 @@ class AudioReader:
 def second_file(file: BinaryIO, end: int) -> str:
     """A message if another WAV or FLAC follows the first, which ends at byte `end` at the latest; else ""."""
     file.seek(end)
-    return "a second file follows its end and is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""
+    return "a second file follows the first and is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""

@@ -101,7 +101,7 @@ def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, i
 
 
 def receptive_field(layers: nn.Sequential) -> int:
-    """How many samples before its own a frame of causal convolutions depends on: 478 for the encoder.
+    """How many past samples, besides its own, a frame of causal convolutions depends on: 478 for the encoder.
 
     Counting from the last layer to the first, a convolution of kernel k and stride s turns n into n * s + k - s.
     """

@@ -129,8 +129,8 @@ class FfmpegReader(AudioReader):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
-                    # These are no damage: half a frame at the start of a capture, tags, and data between two joined
-                    # files. Neither are zeros, or anything after the stated end, if no audio follows.
+                    # Some errors are not damage: half a frame at the start of a capture, tags, and data between two
+                    # joined files; also zeros, or anything after the stated end, if no audio follows.
                     content = bytes(packet)
                     in_tag = in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
                     at_border = not self._decoded_s or abs(self._promised_s - self._decoded_s) <= LENGTH_SLACK_S

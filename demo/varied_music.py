@@ -161,7 +161,7 @@ def plucked(rng: np.random.Generator) -> Instrument:
 
 
 def bell(rng: np.random.Generator) -> Instrument:
-    """Inharmonic partials, of which the higher ones decay faster: bells, chimes, marimbas, celestas."""
+    """Inharmonic partials; the higher ones decay faster: bells, chimes, marimbas, celestas."""
     ratios = np.sort(np.append(1, rng.uniform(1, 9, int(rng.integers(2, 7)))))
     strengths, decay = rng.random(len(ratios)) / ratios**0.5, 10 ** rng.uniform(-0.9, 0.5)
 

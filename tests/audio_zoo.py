@@ -121,8 +121,8 @@ add("plain.wav", write)
 add("wav inside.mp3", functools.partial(write, format="WAV"))
 add("promises 4 GB.wav", put(lambda: wav()[:40] + b"\xff\xff\xff\xff" + wav()[44:]))
 add("recorder was killed.wav", put(lambda: wav()[:4] + bytes(4) + wav()[8:40] + bytes(4) + wav()[44:]))
-add("two in one.wav", put(lambda: wav() + wav()), says="a second file follows its end and is not used")
-add("two in one.flac", put(lambda: flac() + flac()), says="a second file follows its end and is not used")
+add("two in one.wav", put(lambda: wav() + wav()), says="a second file follows the first and is not used")
+add("two in one.flac", put(lambda: flac() + flac()), says="a second file follows the first and is not used")
 add("header counts the first of two.flac", put(lambda: flac() + flac()[flac().index(b"\xff\xf8") :]),
     says="longer than its header states")  # fmt: skip
 add("cut.wav", put(lambda: cut(wav(), 0.7)), 8.3, says="cut off at 8.4")
