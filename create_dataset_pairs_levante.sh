@@ -5,7 +5,7 @@
 #   sbatch -A ACCOUNT create_dataset_pairs_levante.sh --input_dir /my/music  # arguments go to the Python script
 #   tail -f logs/dataset_pairs.out
 #
-# A job that was killed resumes when it is submitted again. More: docs/levante.md
+# If the job is killed, submit it again: it resumes. See docs/levante.md.
 #
 #SBATCH --job-name=dataset_pairs
 #SBATCH --partition=compute
@@ -20,15 +20,15 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-MODULE=python3 # loaded where there is neither .venv nor an active environment
+MODULE=python3 # loaded if there is neither .venv nor an active environment
 
 fail() {
     echo "create_dataset_pairs_levante.sh: error: $*" >&2
     exit 1
 }
 
-# SLURM runs a copy of this script: the repository is where sbatch was called.
-[ -n "${SLURM_JOB_ID:-}" ] || fail "needs SLURM: sbatch $0 (else: python create_dataset_pairs_wav.py)"
+# SLURM runs a copy of this script, so the repository is the folder where sbatch was called.
+[ -n "${SLURM_JOB_ID:-}" ] || fail "not a SLURM job; run sbatch $0 (without SLURM: python create_dataset_pairs_wav.py)"
 cd "$SLURM_SUBMIT_DIR"
 [ -f create_dataset_pairs_wav.py ] || fail "$PWD: not the repository; call sbatch from its folder"
 
@@ -36,7 +36,7 @@ if [ -f .venv/bin/activate ]; then
     # shellcheck disable=SC1091
     source .venv/bin/activate
 elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; then
-    set +u # module's own code needs that
+    set +u # the module command uses unset variables
     module load "$MODULE" || true
     set -u
 fi

@@ -1,12 +1,12 @@
-"""SegmentationSettings a folder of music into consecutive 16-second WAV pairs: step 1 of the pipeline.
+"""Cut a folder of music into pairs of consecutive 16-second WAVs: step 1 of the pipeline.
 
     python create_dataset_pairs_wav.py                          # music/ -> dataset_pairs_wav/
     python create_dataset_pairs_wav.py --input_dir ~/Music      # any folder, searched recursively
     sbatch create_dataset_pairs_levante.sh --input_dir ...      # on Levante
 
-Reads what libsndfile and FFmpeg read (WAV, FLAC, MP3, M4A, Ogg, Opus, WMA, ...), averages the channels, resamples to
-24 kHz and pairs each segment with the one after it. The pairs come from all tracks as evenly as their lengths allow;
-training and validation share no track, unless there is only one. A run that was killed resumes.
+Reads every format that libsndfile or FFmpeg reads (WAV, FLAC, MP3, M4A, Ogg, Opus, WMA, ...), averages the channels,
+resamples to 24 kHz and pairs each segment with the next one. Pairs come from all tracks as evenly as their lengths
+allow. Training and validation never share a track unless there is only one. A run that was killed resumes.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from common.arguments import answer_early, file_path, number, parse_settings, se
 @dataclass
 class Settings:
     input_dir: str = setting("music", "folder of music, searched recursively", type=file_path)
-    output_dir: str = setting("dataset_pairs_wav", "where the pairs go", type=file_path)
-    segment_duration: int = setting(16, "whole seconds", type=number(int, at_least=1, at_most=600))
-    max_pairs: int = setting(2000, "train and val together", type=number(int, at_least=1))
+    output_dir: str = setting("dataset_pairs_wav", "folder for the pairs", type=file_path)
+    segment_duration: int = setting(16, "segment length, whole seconds", type=number(int, at_least=1, at_most=600))
+    max_pairs: int = setting(2000, "number of pairs, train and val together", type=number(int, at_least=1))
     val_pairs: int | None = setting(
-        None, "of these, for validation (default: a tenth, at least 1)", type=number(int, at_least=0)
+        None, "how many of these are for validation (default: a tenth, at least 1)", type=number(int, at_least=0)
     )
     min_level_db: float = setting(
-        -60.0, "a segment with less RMS about its mean, in dBFS, is left out", type=number(float, at_most=0)
+        -60.0, "leave out segments with a lower RMS level (without offset), in dBFS", type=number(float, at_most=0)
     )
-    sample_rate: int = setting(24000, "Hz, the codec's", type=number(int, at_least=4000, at_most=192000))
+    sample_rate: int = setting(24000, "the codec's sample rate in Hz", type=number(int, at_least=4000, at_most=192000))
     seed: int = seed_setting("the choice of validation tracks")
     num_workers: int | None = setting(
-        None, "processes (default: all cores given)", type=number(int, at_least=1, at_most=1024)
+        None, "number of processes (default: all available cores)", type=number(int, at_least=1, at_most=1024)
     )
-    overwrite: bool = setting(False, "replace a dataset made with other settings, and split its tracks anew")
+    overwrite: bool = setting(False, "replace a dataset made with other settings, and split its tracks again")
 
 
 if __name__ == "__main__":
@@ -60,18 +60,12 @@ from dataset.segmentation import CHANGED, STAGING_NAME, SegmentationSettings, re
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources, listing, size_and_date
 
-RECORDED = (
-    "segment_duration",
-    "max_pairs",
-    "val_pairs",
-    "min_level_db",
-    "sample_rate",
-    "seed",
-)  # what makes another dataset
+# Settings that define the dataset.
+RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "sample_rate", "seed")
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
-AGAIN = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons that need not hold next time
-MOST_LINES = 5  # about files with the same problem
-PREVIOUS_NAME = "previous_metadata.txt"  # in .staging, while a dataset is replaced
+AGAIN = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons to try a file again in the next run
+MOST_LINES = 5  # lines about files with the same problem; beyond that they share one
+PREVIOUS_NAME = "previous_metadata.txt"  # in .staging while a dataset is being replaced
 
 
 def main() -> int:
@@ -80,17 +74,17 @@ def main() -> int:
 
 
 def create_dataset(settings: Settings) -> None:
-    """Do the whole work; raises UserError for what the user can fix."""
+    """Create the dataset. Raises UserError for problems that the user can fix."""
     input_dir, output_dir = Path(settings.input_dir), Path(settings.output_dir)
     _check(settings, input_dir, output_dir)
     found = find_sources(input_dir, output_dir)
     if found.own_folders or found.own_files:
         print(
-            f"skipped as this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
+            f"skipped this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
             file=sys.stderr,
         )
     if not found.files:
-        raise UserError(f"--input_dir {input_dir}: no audio files in it or below it")
+        raise UserError(f"--input_dir {input_dir}: contains no audio files; name the folder that contains your music")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
     recorded["input_files"] = listing(input_dir, found.files)
 
@@ -112,22 +106,22 @@ def _check(settings: Settings, input_dir: Path, output_dir: Path) -> None:
         settings.val_pairs = min(max(1, settings.max_pairs // 10), settings.max_pairs - 1)
     if settings.val_pairs >= settings.max_pairs:
         raise UserError(
-            f"--val_pairs {settings.val_pairs}: must be below --max_pairs {settings.max_pairs}, of which it is a part"
+            f"--val_pairs {settings.val_pairs}: must be less than --max_pairs {settings.max_pairs}, which includes it"
         )
     if not input_dir.is_dir():
-        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that holds your music")
+        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that contains your music")
     real_input, real_output = input_dir.resolve(), output_dir.resolve()
     if real_input == real_output:
-        raise UserError(f"--output_dir {output_dir}: is the folder of the music as well; name another")
+        raise UserError(f"--output_dir {output_dir}: is also the music folder; name another")
     if real_output in real_input.parents:
-        raise UserError(f"--output_dir {output_dir}: holds the folder of the music, {input_dir}; name another")
+        raise UserError(f"--output_dir {output_dir}: contains the music folder {input_dir}; name another")
     check_output_folder("--output_dir", output_dir)
 
 
 def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Metadata | None:
-    """What the folder's dataset says of itself; None if there is none, or it is to be replaced.
+    """The metadata of the dataset in the folder; None if there is none, or `overwrite` replaces it.
 
-    Raises UserError for a dataset with other settings, and for files that are not this project's.
+    Raises UserError for a dataset with other settings, and for files that this project did not write.
     """
     metadata, set_aside = output_dir / METADATA_NAME, output_dir / STAGING_NAME / PREVIOUS_NAME
     check_is_ours(metadata)
@@ -140,7 +134,7 @@ def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Me
         metadata = set_aside
     elif not staged_tracks(output_dir) and _pair_files(output_dir):
         raise UserError(
-            f"{output_dir}: holds pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
+            f"{output_dir}: contains pairs without {METADATA_NAME}; add --overwrite or choose another --output_dir"
         )
     else:
         return None
@@ -166,7 +160,7 @@ def _is_complete(output_dir: Path, metadata: Metadata, settings: Settings) -> bo
 
 
 def _pair_files(output_dir: Path) -> list[Path]:
-    """The pairs in a dataset's folder, and what a killed run left of them."""
+    """The WAVs in a dataset's folder, including partial ones of a killed run."""
     return [p for split in ("train", "val") for p in output_dir.glob(f"{split}/*") if PAIR_FILE.fullmatch(p.name)]
 
 
@@ -177,7 +171,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     for folder in staged_tracks(output_dir):
         if folder.suffix == ".part":
             shutil.rmtree(folder, ignore_errors=True)  # a killed run's worker may still be writing
-    # By a hash, so that a file more does not change the order of the others.
+    # Sorting by a hash means that an added file does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
     cut = SegmentationSettings(
@@ -194,7 +188,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
             f"--input_dir {input_dir}: no usable pair of {settings.segment_duration} s segments in {len(sources)} "
             f"audio files, for the reasons above{_shorter_segments(selection, settings)}"
         )
-    # A file that changed meanwhile, or whose reader was killed, stays out of the listing: the next run tries it again.
+    # Files that changed meanwhile, or whose reader was killed, are not listed, so that the next run tries them again.
     finished = [source for source in sources if not AGAIN.search(selection.skipped.get(source, ""))]
     recorded["input_files"] = listing(input_dir, sorted(finished, key=os.fsencode))
     _write(selection, recorded, settings)
@@ -204,7 +198,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
 
 
 def _shorter_segments(selection: Selection, settings: Settings) -> str:
-    """The remedy where most files are too short for a pair: half the duration, or a quarter, and so on."""
+    """A remedy if most files are too short for a pair: half the segment duration, or a quarter, and so on."""
     lengths_s = sorted(filter(None, selection.lengths_s.values()))
     fitting = settings.segment_duration
     while lengths_s and lengths_s[len(lengths_s) // 2] < 2 * fitting and fitting > 1:
@@ -225,7 +219,7 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
             files[name] = (pair.track, pair.index + offset)
     for split in ("train", "val"):
         (output_dir / split).mkdir(exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # from here on the dataset is not what it says
+    with contextlib.suppress(FileNotFoundError):  # the dataset no longer matches it
         os.replace(output_dir / METADATA_NAME, output_dir / STAGING_NAME / PREVIOUS_NAME)
     for path in _pair_files(output_dir):
         if f"{path.parent.name}/{path.name}" not in files:
@@ -246,7 +240,7 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
 
 
 def _link(staged: Path, final: Path) -> None:
-    """Give a staged file its final name: a link where the file system has them, a copy otherwise."""
+    """Give a staged file its final name, by a hard link if the file system has them, else by a copy."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
     try:
@@ -254,7 +248,7 @@ def _link(staged: Path, final: Path) -> None:
     except OSError:
         shutil.copyfile(staged, temporary)
     os.replace(temporary, final)
-    temporary.unlink(missing_ok=True)  # renaming one link of a file over another leaves both
+    temporary.unlink(missing_ok=True)  # renaming a link over another link of the same file keeps both
 
 
 def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
@@ -276,7 +270,7 @@ def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
 
 
 def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
-    """A line for each file on stderr; one for all of them where more than five have a reason of the same kind."""
+    """Print a line for each file on stderr. If more than five have the same kind of problem, print one for them all."""
     groups: dict[str, list[str]] = {}
     for source, reason in sorted(reasons.items()):
         kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)| \([^()]*\)$", "...", reason)
@@ -294,28 +288,28 @@ def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
 
 
 def _damaged(selection: Selection) -> dict[str, str]:
-    """What is not whole in the files that are used."""
+    """The problems of the files that are used."""
     return {source: problem for source in selection.used if (problem := selection.tracks[source].problem)}
 
 
 def _report_files(selection: Selection, settings: Settings) -> None:
-    """Name the files that are not used, or not whole."""
+    """Print which files are skipped, damaged, stems or not needed."""
     where = f" ({METADATA_NAME} lists all)" if selection.train else ""
     _print_grouped("skipped", selection.skipped, where)
     _print_grouped("note", _damaged(selection), where)
     if selection.songs:
         print(
-            f"{len(selection.songs)} files are named as stems of {len(set(selection.songs.values()))} songs: the stems "
-            "of a song are kept in one split"
+            f"{len(selection.songs)} files are named as stems of {len(set(selection.songs.values()))} songs; all stems "
+            "of a song go into one split"
         )
     if selection.sharing:
-        print(f"{len(selection.sharing)} tracks have audio in common with another, and are all for training")
+        print(f"{len(selection.sharing)} tracks share audio with another; all of them go into training")
     if selection.not_needed:
         print(f"{len(selection.not_needed)} more tracks are not needed for --max_pairs {settings.max_pairs}")
 
 
 def _report_dataset(selection: Selection, settings: Settings) -> None:
-    """What was made, and what its validation is worth."""
+    """Print a summary, and a warning if the validation split is weak."""
     totals, where = _totals(selection, settings), settings.output_dir
     print(
         f"{where}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
@@ -324,28 +318,28 @@ def _report_dataset(selection: Selection, settings: Settings) -> None:
     if seen := selection.not_independent:
         names = ", ".join(map(printable, seen[:3])) + (", ..." if seen[3:] else "")
         print(
-            f"{where}: *** VALIDATION IS NOT INDEPENDENT: it takes {names}, which has audio in common with others, as "
-            "all tracks have: add another",
+            f"{where}: *** VALIDATION IS NOT INDEPENDENT: it uses {names}, which shares audio with training. "
+            "Every track shares audio with another; add one that does not",
             file=sys.stderr,
         )
     tracks = len({pair.track.source for pair in selection.val})
     if settings.val_pairs == 0:
-        warning = f"no validation split, as --val_pairs is 0 of --max_pairs {settings.max_pairs}; training needs one"
+        warning = f"no validation split (--val_pairs 0, --max_pairs {settings.max_pairs}), but training needs one"
     elif not selection.val and len(selection.used) > 1:
         warning = (
-            "no validation split, and training needs one: all tracks are stems of one song, or were for training "
+            "no validation split, but training needs one: all tracks are stems of one song or were used for training "
             "before. Add another track, or split them again with --overwrite and train from the start"
         )
     elif not selection.val:
-        warning = "too little music for a validation split, and training needs one: add another track"
+        warning = "too little music for a validation split, but training needs one: add another track"
     elif len(selection.used) == 1:
         warning = (
             f"*** ONLY ONE TRACK: {printable(selection.used[0])} is split in time. Training and validation share it, "
-            "so validation says little: add another track"
+            "so validation means little; add another track"
         )
     elif tracks < TRACKS_FOR_A_VERDICT:
-        remedy = "a larger --val_pairs" if tracks >= settings.val_pairs else "more music in --input_dir"
-        warning = f"{tracks} of the {TRACKS_FOR_A_VERDICT} validation tracks that a verdict needs: {remedy}"
+        remedy = "increase --val_pairs" if tracks >= settings.val_pairs else "add more music to --input_dir"
+        warning = f"only {tracks} of the {TRACKS_FOR_A_VERDICT} validation tracks that a verdict needs; {remedy}"
     else:
         return
     print(f"{where}: {warning}", file=sys.stderr)

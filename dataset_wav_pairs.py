@@ -1,13 +1,13 @@
-"""The dataset: a pair of WAVs in, a pair of EnCodec embeddings out, each segment encoded once.
+"""The dataset: pairs of WAVs as pairs of EnCodec embeddings, with each segment encoded once.
 
     python dataset_wav_pairs.py                    # check dataset_pairs_wav/ and encode what is missing
 
-The original experiment encoded on the fly, in every epoch; here each segment is encoded once, before training, as the
-codec is frozen. Its embedding is stored in `.embedding_cache/CODEC/KEY.npy`, named by the codec's weights, the audio
-and the audio before it. Neighbouring pairs share segments, hence files; changed audio has another name.
+The original experiment encoded every segment in every epoch. The codec is frozen, so here each segment is encoded once,
+before training. Its embedding is stored in `.embedding_cache/CODEC/KEY.npy`. The name depends on the codec's weights,
+the audio, and the audio before it, so changed audio gets a new file. Pairs that share a segment share its file.
 
-A segment is encoded in mid-stream, with the last second of what came before it in its track: encoded alone it would
-begin with the codec's start-up, and a model would learn to put that into the middle of a song.
+A segment is encoded in mid-stream, with the last second of audio before it in its track. Encoded alone, it would begin
+with the codec's start-up, and a model would learn to put that into the middle of a song.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dataset.split_index import SplitSegments, confirm_metadata
 from training.distributed import barrier, broadcast, rank, world_size
 
 CACHE_NAME = ".embedding_cache"
-CPU_ENCODE_BATCH = 8  # segments encoded together; more gains nothing on a CPU
+CPU_ENCODE_BATCH = 8  # segments encoded together; more is no faster on a CPU
 
 
 class WavPairsDataset(Dataset):
@@ -51,12 +51,12 @@ class WavPairsDataset(Dataset):
     the CPU.
 
     split_dir: folder with pair_NNNN_input.wav and pair_NNNN_output.wav.
-    cache_dir: where embeddings are kept (default: .embedding_cache beside the split's folder).
+    cache_dir: folder for embeddings (default: .embedding_cache beside the split's folder).
     use_cache: False encodes at every access and writes nothing.
 
-    Attributes: `pairs[i]` (input WAV, output WAV), `keys[i]` (equal exactly where embeddings are equal).
-    Raises UserError that names the file if a WAV is not mono 16-bit PCM at the codec's sample rate, of another
-    length than the rest, or without its partner.
+    Attributes: `pairs[i]` (input WAV, output WAV); `keys[i]`, equal if and only if the embeddings are.
+    Raises UserError if a WAV is not mono 16-bit PCM at the codec's sample rate, differs in length from the rest, or
+    lacks its other half.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class WavPairsDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Several pairs at once, which a DataLoader asks for: they are read, or encoded, together."""
+        """Read or encode several pairs together. A DataLoader calls this."""
         wavs = [wav for index in indices for wav in (2 * index, 2 * index + 1)]
         embeddings = self.embeddings(wavs)
         return list(zip(embeddings[::2], embeddings[1::2], strict=True))
@@ -102,7 +102,7 @@ class WavPairsDataset(Dataset):
         return self.pairs.names[index]
 
     def embeddings(self, wavs: Sequence[int]) -> list[torch.Tensor]:
-        """The embeddings [C, frames] of WAVs, by their numbers in `segments`: from the cache, else encoded."""
+        """The embeddings [C, frames] of WAVs, given by their numbers in `segments`. Encodes those not in the cache."""
         found: list = [None] * len(wavs)
         if self.cache is not None:
             keys = [self._keys[wav].decode() for wav in wavs]
@@ -115,9 +115,9 @@ class WavPairsDataset(Dataset):
         ]
 
     def encode(self, wavs: Sequence[int]) -> torch.Tensor:
-        """Encode WAVs, [len(wavs), C, frames] on the codec's device; kept if there is a cache.
+        """Encode WAVs to [len(wavs), C, frames] on the codec's device, and cache them if there is a cache.
 
-        Raises UserError, naming the file, for an embedding that is not finite.
+        Raises UserError if an embedding is not finite.
         """
         result = torch.empty(len(wavs), self.codec.embedding_dim, self.num_frames, device=self.codec.device)
         for places, embeddings in self.encode_in_batches(wavs):
@@ -125,11 +125,11 @@ class WavPairsDataset(Dataset):
         return result
 
     def encode_in_batches(self, wavs: Sequence[int]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """The same in parts that fit into memory: places in `wavs`, and their embeddings [B, C, frames].
+        """Like `encode`, in batches that fit into memory. Yields positions in `wavs` and embeddings [B, C, frames].
 
-        While the codec encodes a batch, threads read the next ones and write the one before.
+        While the codec encodes a batch, threads read the next batches and write the previous one.
         """
-        # Waveforms of a batch must be equally long: those with a predecessor are longer.
+        # Waveforms in a batch must have the same length, and those with a predecessor are longer.
         has_context = self.segments.predecessors[np.asarray(wavs, int)] >= 0
         size = self._encode_batch()
         groups = (np.flatnonzero(has_context), np.flatnonzero(~has_context))
@@ -149,7 +149,7 @@ class WavPairsDataset(Dataset):
                 write.result()
 
     def _encode_together(self, wavs: list[int], waveforms: np.ndarray) -> torch.Tensor:
-        """The embeddings [B, C, frames] of WAVs, from int16 waveforms that may begin with their context."""
+        """Encode int16 waveforms of WAVs, which may begin with their context, to [B, C, frames]."""
         context_frames = (waveforms.shape[1] - self.num_samples) // self.codec.hop_length
         waveforms = torch.from_numpy(waveforms).unsqueeze(1).to(self.codec.device).float() / 32768
         embeddings = self.codec.encode(waveforms)[:, :, context_frames:]
@@ -162,7 +162,7 @@ class WavPairsDataset(Dataset):
         return embeddings
 
     def _waveform(self, wav: int) -> np.ndarray:
-        """A segment's samples behind the end of its predecessor, if there is one: int16."""
+        """A segment's int16 samples, after the end of its predecessor if there is one."""
         predecessor = self.segments.predecessors[wav]
         if predecessor < 0:
             return self.segments.read(wav)
@@ -174,12 +174,12 @@ class WavPairsDataset(Dataset):
         """How many segments are encoded together."""
         if self.codec.device.type != "cuda":
             return CPU_ENCODE_BATCH
-        # The first level holds about four copies of [B, 32, samples] in float32.
+        # The first level of the encoder needs about four copies of [B, 32, samples] in float32.
         return max(1, min(64, int(free_memory(self.codec.device) / 2 / (4 * 32 * 4 * self.num_samples))))
 
 
 def _segment_keys(segments: SplitSegments) -> np.ndarray:
-    """What names each WAV's embedding: the hash of its audio and of what came before it, [2 * pairs] bytes."""
+    """The key of each WAV's embedding: a hash of its audio and the audio before it, [2 * pairs] bytes."""
     keys = np.zeros_like(segments.digests)
     for wav, predecessor in enumerate(segments.predecessors):
         before = segments.digests[predecessor] if predecessor >= 0 else b"nothing"
@@ -191,26 +191,26 @@ def _segment_keys(segments: SplitSegments) -> np.ndarray:
 
 
 def prepare_cache(datasets: list[WavPairsDataset]) -> str:
-    """Encode what the cache lacks, split over all processes, and return a hash of the data.
+    """Encode what the cache lacks, shared among all processes, and return a hash of the data.
 
-    The hash covers codec, names and audio: it is the same exactly when training would see the same numbers.
+    The hash covers codec, names and audio. It is the same if and only if training would see the same data.
     """
     identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
     for dataset in datasets:
         identity.update("\n".join([dataset.split_dir.name, *dataset.pairs.names]).encode())
         identity.update(dataset._keys.tobytes())
     if datasets[0].cache is not None:
-        # The first process decides what is missing: the others may look when it is already writing.
+        # Only rank 0 checks what is missing, because another rank could check while files are already being written.
         missing = broadcast(_missing_segments(datasets) if rank() == 0 else None)
         _encode_missing(datasets, missing)
         barrier()
         if datasets[0].codec.device.type == "cuda":
-            torch.cuda.empty_cache()  # what encoding took is wanted for the embeddings
+            torch.cuda.empty_cache()  # free the memory used for encoding, which the embeddings need
     return identity.hexdigest()[:16]
 
 
 def _missing_segments(datasets: list[WavPairsDataset]) -> list[tuple[int, int]]:
-    """(dataset, WAV) of each distinct segment that is not in the cache."""
+    """(dataset, WAV) for each distinct segment that is not in the cache."""
     remove_partial_files(datasets[0].cache.folder, min_age_s=3600)
     present = datasets[0].cache.keys()
     missing: dict[bytes, tuple[int, int]] = {}
@@ -227,7 +227,7 @@ def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, in
     hours = len(missing) * datasets[0].num_samples / datasets[0].codec.sample_rate / 3600
     if rank() == 0:
         where = datasets[0].cache.folder
-        print(f"encoding {hours:.2f} h of audio ({len(missing)} segments) once, kept in {where}", flush=True)
+        print(f"encoding {hours:.2f} h of audio ({len(missing)} segments) once; stored in {where}", flush=True)
     progress, mine, done = Progress(is_shown=rank() == 0), missing[rank() :: world_size()], 0
     for number, dataset in enumerate(datasets):
         for places, _ in dataset.encode_in_batches([wav for owner, wav in mine if owner == number]):
@@ -240,11 +240,11 @@ def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, in
 
 
 class PairBatches:
-    """Batches of a split's embeddings on a device: from one tensor there if all fit, else read as needed."""
+    """Batches of a split's embeddings on a device, from one tensor there if they fit, else read as needed."""
 
     def __init__(self, dataset: WavPairsDataset, device: torch.device, processes_on_node: int = 1):
         self.dataset, self.device = dataset, device
-        # On a CPU the codec may have to work where it is read, and takes the cores from the training.
+        # On a CPU, reading may have to encode, which would take cores from the training.
         self.reads_ahead = dataset.cache is not None and device.type == "cuda"
         self.table = None
         if dataset.cache is None:
@@ -266,7 +266,7 @@ class PairBatches:
         return "read from the cache as needed" if self.dataset.cache else "encoded at every use"
 
     def __call__(self, indices: Iterable[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Inputs and targets of the pairs `indices` in their order, [batch_size or fewer, C, frames] each."""
+        """Yield inputs and targets of the pairs `indices`, in this order: [at most batch_size, C, frames] each."""
         if self.table is not None:
             for chunk in torch.tensor(list(indices), dtype=torch.long, device=self.device).split(batch_size):
                 inputs, targets = self.rows[chunk].unbind(1)
@@ -281,7 +281,7 @@ class PairBatches:
 
         starts = range(0, len(order), batch_size)
         for batch in read_ahead(read, starts) if self.reads_ahead else map(read, starts):
-            # On Apple's GPU a copy that does not block may read memory that has been freed.
+            # On Apple's GPU a non-blocking copy may read memory that has been freed.
             yield tuple(side.to(self.device, non_blocking=on_cuda) for side in batch)
 
 

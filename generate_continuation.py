@@ -1,13 +1,13 @@
-"""Continue music: the last 16 seconds of any audio file in, the next 16 seconds out.
+"""Continue music: predict the 16 seconds that follow the end of any audio file.
 
     python generate_continuation.py song.mp3                     # -> continuations/song_continuation.wav and two more
     python generate_continuation.py *.flac --num_segments 4      # 64 s, each 16 s predicted from the 16 s before
     python generate_continuation.py song.wav --quantize          # through the 6 kbps codebooks
 
-Three files for an input: NAME_context.wav is its end as it is; NAME_joined.wav is context and continuation
-as the codec decodes them in one piece, so that nothing clicks where they meet; NAME_continuation.wav is
-the second part of that. Made again, they are replaced; a file of that name from elsewhere is not.
-An input that cannot be continued is named and skipped; the exit status is then 1.
+Each input gives three files. NAME_context.wav is its last 16 seconds, not encoded. NAME_joined.wav is context and
+continuation, decoded in one piece so that there is no click between them. NAME_continuation.wav is the second part of
+that. Running it again replaces these files, but never a file that this script did not write.
+Inputs that cannot be continued are named and skipped. The exit status is then 1.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from common.arguments import (
 class Settings:
     inputs: list[str] = setting(MISSING, "audio files", nargs="+", type=file_path, metavar="INPUT")  # noqa: RUF009
     checkpoint: str = checkpoint_setting()
-    output_dir: str = setting("continuations", "where the WAVs go", type=file_path)
-    num_segments: int = setting(1, "how many segments to continue for", type=number(int, at_least=1, at_most=1000))
+    output_dir: str = setting("continuations", "folder for the WAVs", type=file_path)
+    num_segments: int = setting(1, "number of segments to predict", type=number(int, at_least=1, at_most=1000))
     quantize: bool = setting(False, "snap the prediction to the codec's 6 kbps codebooks")
     device: str = device_setting()
     encodec_weights: str | None = checkpoint_weights_setting()
@@ -64,16 +64,16 @@ from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
 
 PARTS = ("context", "continuation", "joined")
-OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of what this writes
-SILENCE = 1e-3  # of full scale: -60 dB
-MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
+OURS = f"{WAV_COMMENT} continuation"  # the comment in the header of files that this script writes
+SILENCE = 1e-3  # relative to full scale: -60 dB
+MAX_NAME_BYTES = 255  # limit for a file name on all common file systems
 
 
 @torch.no_grad()
 def continue_embeddings(model: SimpleTransformer, context: torch.Tensor, num_segments: int = 1) -> torch.Tensor:
-    """Embeddings [B, C, T] of a segment -> of the `num_segments` after it, [B, C, num_segments * T].
+    """Embeddings [B, C, T] of a segment -> embeddings [B, C, num_segments * T] of the segments after it.
 
-    Each is predicted from the one before.
+    Each segment is predicted from the one before.
     """
     device = next(model.parameters()).device
     segments = [context.to(device)]
@@ -83,10 +83,10 @@ def continue_embeddings(model: SimpleTransformer, context: torch.Tensor, num_seg
 
 
 def decode_joined(codec: Codec, context: torch.Tensor, continuation: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Decode embeddings [B, C, T] and what follows them [B, C, N] in one piece.
+    """Decode a context [B, C, T] and its continuation [B, C, N] in one piece.
 
-    Returns the waveforms [B, 1, (T + N) * hop_length] and the sample at which the continuation begins. Decoded
-    apart, the decoder would start the continuation from nothing, and the seam would click.
+    Returns the waveforms [B, 1, (T + N) * hop_length] and the sample at which the continuation begins. If they were
+    decoded separately, the decoder would start the continuation from silence, with a click.
     """
     joined = torch.cat([context.to(codec.device), continuation.to(codec.device)], dim=2)
     return codec.decode(joined).cpu(), context.shape[2] * codec.hop_length
@@ -94,17 +94,17 @@ def decode_joined(codec: Codec, context: torch.Tensor, continuation: torch.Tenso
 
 @dataclass
 class End:
-    """The end of a song: float32 [samples], and the codec's warm-up before it, empty if the song is too short."""
+    """The end of a song: float32 [samples], and the audio before it for the codec's warm-up (empty if too short)."""
 
     segment: np.ndarray
     before: np.ndarray
-    note: str = ""  # what is not whole, or that it is silent
+    note: str = ""  # what is wrong with the file, or that its end is silent
 
 
 def read_end(path: str, num_samples: int, context_samples: int, sample_rate: int) -> End | str:
     """The last `num_samples` of a song and `context_samples` before them, or why it cannot be continued.
 
-    It cannot if it cannot be read, is too short, or does not end in numbers that are sound.
+    A song cannot be continued if it is unreadable or too short, or if its end contains invalid samples.
     """
     try:
         samples, note = read_last_samples(path, num_samples + context_samples, sample_rate, _with_progress)
@@ -114,11 +114,11 @@ def read_end(path: str, num_samples: int, context_samples: int, sample_rate: int
         seconds, needed = len(samples) / sample_rate, num_samples / sample_rate
         return f"{seconds:.2f} s long; a continuation needs at least {needed:g} s"
     if not (np.abs(samples) <= MAX_SAMPLE).all():
-        return f"its end holds NaN, or samples beyond {MAX_SAMPLE:.0f} times full scale"
+        return f"its end contains NaN or samples beyond {MAX_SAMPLE:.0f} times full scale"
     loud = np.flatnonzero(np.abs(samples) > SILENCE)
     silent_s = (len(samples) - 1 - loud[-1] if len(loud) else len(samples)) / sample_rate
     if silent_s > 1:
-        note = "; ".join(filter(None, [note, f"ends in {silent_s:.1f} s of silence, from which it is continued"]))
+        note = "; ".join(filter(None, [note, f"ends in {silent_s:.1f} s of silence and is continued from there"]))
     if len(samples) < num_samples + context_samples:
         return End(samples[-num_samples:], samples[:0], note)
     return End(samples[context_samples:], samples[:context_samples], note)
@@ -133,33 +133,33 @@ def _with_progress(audio: AudioReader) -> Iterator[np.ndarray]:
 
 
 def encode_end(codec: Codec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:
-    """Embeddings [1, C, T] of a segment [samples], encoded together with what came `before` it in the song."""
+    """Embeddings [1, C, T] of a segment [samples], encoded together with the audio `before` it in the song."""
     waveform = torch.from_numpy(np.concatenate([before, segment])).view(1, 1, -1)
     return codec.encode(waveform)[:, :, len(before) // codec.hop_length :]
 
 
 def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
-    """The common beginning of each input's output paths.
+    """The common prefix of each input's output paths.
 
-    UserError if two inputs would share theirs, if a name is too long, or if a file is in the way that this script did
-    not write.
+    Raises UserError if two inputs share a prefix, if a name is too long, or if an output would overwrite a file that
+    this script did not write.
     """
     names: dict[str, str] = {}
     for path in inputs:
         stem = Path(path).stem
-        # macOS takes Song and song for one, and both ways to write an accent.
+        # On macOS, Song and song are the same file, and so are the two Unicode forms of an accent.
         name = unicodedata.normalize("NFC", stem).casefold()
         if names.setdefault(name, path) != path:
             raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give it another --output_dir")
         if len(os.fsencode(f"{stem}_continuation.wav")) > MAX_NAME_BYTES:
-            raise UserError(f"{path}: its name is too long for the names of the continuation; rename a copy of it")
+            raise UserError(f"{path}: its name is too long for the output names; use a copy with a shorter name")
     written = {output_dir / f"{Path(path).stem}_{part}.wav" for path in inputs for part in PARTS}
     for path in inputs:
         if any(target.exists() and os.path.samefile(path, target) for target in written if Path(path).exists()):
-            raise UserError(f"{path}: would be overwritten by what is written; choose another --output_dir")
+            raise UserError(f"{path}: would be overwritten by an output; choose another --output_dir")
     for target in written:
         if target.exists() and not _is_ours(target):
-            raise UserError(f"{target}: is not from this script and would be overwritten; choose another --output_dir")
+            raise UserError(f"{target}: was not written by this script; choose another --output_dir")
     return [output_dir / Path(path).stem for path in inputs]
 
 
@@ -182,7 +182,7 @@ def main() -> int:
     ends = []
     sizes = {"num_samples": checkpoint["num_samples"], "context_samples": codec.warmup_frames * codec.hop_length}
     read = functools.partial(read_end, **sizes, sample_rate=codec.sample_rate)
-    with Workers(1) as workers:  # a process of its own, as a damaged file may end it
+    with Workers(1) as workers:  # a process of its own, because a damaged file may crash it
         found = workers.map(read, settings.inputs, lambda _, reason: reason)
         for path, name, end in zip(settings.inputs, names, found, strict=True):
             if isinstance(end, str):
@@ -204,7 +204,7 @@ def main() -> int:
         if settings.quantize:
             continuation = codec.quantize(continuation)
         if not continuation.isfinite().all():
-            raise UserError(f"{settings.checkpoint}: its continuation of {path} is not finite; use another checkpoint")
+            raise UserError(f"{settings.checkpoint}: the continuation of {path} is not finite; use another checkpoint")
         joined, seam = decode_joined(codec, context, continuation)
         pcm16, clipped = to_pcm16(joined.flatten().numpy())
         waveforms = (to_pcm16(end.segment)[0], pcm16[seam:], pcm16)

@@ -1,7 +1,9 @@
-"""Verify the setup before training: step 2 of the pipeline. One line a check; the last says ready or what to fix.
+"""Verify the setup before training: step 2 of the pipeline.
 
-python test_simple_setup.py                                  # on a login node it also fetches the codec's weights
-python test_simple_setup.py --encodec_weights untrained      # on a machine that cannot reach them
+It prints one line per check. The last line says "ready" or what to fix.
+
+python test_simple_setup.py                                  # also downloads the codec's weights
+python test_simple_setup.py --encodec_weights untrained      # where they cannot be downloaded
 python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
 """
 
@@ -35,12 +37,12 @@ from training.log import describe_tracks
 
 @dataclass
 class Setup:
-    """What is to be checked: where the codec's weights come from, and the device."""
+    """What to check."""
 
     encodec_weights: str = weights_setting()
     device: str = device_setting()
     dataset_dir: str | None = setting(
-        None, "a dataset to check (default: dataset_pairs_wav, if it is there)", type=file_path
+        None, "a dataset to check (default: dataset_pairs_wav, if it exists)", type=file_path
     )
 
     @cached_property
@@ -49,11 +51,11 @@ class Setup:
 
 
 class CheckError(Exception):
-    """A check that failed, in one line."""
+    """A check failed. The message is one line."""
 
 
 def require(condition: object, otherwise: str) -> None:
-    """Unlike `assert`, also under python -O."""
+    """Like `assert`, but it also works under python -O."""
     if not condition:
         raise CheckError(otherwise)
 
@@ -69,7 +71,7 @@ def check_versions(setup: Setup) -> str:
 
 
 def check_devices(setup: Setup) -> str:
-    """The device computes: 1 + 1 on it is 2."""
+    """The device computes 1 + 1 = 2."""
     device = pick_device(setup.device)
     require((torch.ones(1, device=device) + 1).item() == 2, f"{device} does not compute")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -77,22 +79,22 @@ def check_devices(setup: Setup) -> str:
 
 
 def check_encodec(setup: Setup) -> str:
-    """24 kHz, 6 kbps, frozen; 16 s become [128, 1200] and 384,000 samples again."""
+    """The codec has 24 kHz and 6 kbps and is frozen. 16 s become [128, 1200] and decode to 384,000 samples."""
     codec = setup.codec
     is_right = (codec.sample_rate, codec.bandwidth, codec.frame_rate) == (24000, 6.0, 75)
-    require(is_right, f"{codec.sample_rate} Hz, {codec.bandwidth} kbps, {codec.frame_rate} frames a second")
+    require(is_right, f"{codec.sample_rate} Hz, {codec.bandwidth} kbps, {codec.frame_rate} frames per second")
     is_frozen = not codec.training and not any(p.requires_grad for p in codec.parameters())
     require(is_frozen, "the codec is not frozen")
     embeddings = codec.encode(noise(2, 16))
     require(embeddings.shape == (2, 128, 1200), f"embeddings {list(embeddings.shape)}, expected [2, 128, 1200]")
     decoded = codec.decode(embeddings)
     require(decoded.shape == (2, 1, 384000), f"decoded {list(decoded.shape)}, expected [2, 1, 384000]")
-    require(embeddings.isfinite().all() and decoded.isfinite().all(), "its output is not finite")
+    require(embeddings.isfinite().all() and decoded.isfinite().all(), "the codec's output is not finite")
     return f"{codec.fingerprint}: 24000 Hz, 6.0 kbps, frozen, [2, 1, 384000] -> [2, 128, 1200] -> [2, 1, 384000]"
 
 
 def check_context(setup: Setup) -> str:
-    """How far a segment encoded behind one second of context is from the same in mid-stream."""
+    """How much a segment that is encoded with one second of context differs from the same in mid-stream."""
     codec, both = setup.codec, noise(1, 8)
     half, hop, warmup = round(4 * codec.frame_rate), codec.hop_length, codec.warmup_frames
     whole = codec.encode(both)[:, :, half:]
@@ -104,7 +106,7 @@ def check_context(setup: Setup) -> str:
 
 
 def check_model(setup: Setup) -> str:
-    """859,520 trainable parameters; the shape is kept."""
+    """The model has 859,520 trainable parameters and keeps the shape."""
     model = SimpleTransformer().to(pick_device(setup.device))
     require(count_parameters(model) == 859_520, f"{count_parameters(model):,} parameters, expected 859,520")
     embeddings = torch.randn(2, 128, 1200, device=pick_device(setup.device))
@@ -113,18 +115,18 @@ def check_model(setup: Setup) -> str:
 
 
 def check_loss(setup: Setup) -> str:
-    """MSE in encoded space: before statistics are set it is the target's mean square, and it has a gradient."""
+    """The loss is the MSE in encoded space. Before statistics are set, it is the target's mean square."""
     device = pick_device(setup.device)
     model, target = SimpleTransformer().to(device), torch.randn(2, 128, 75, device=device)
     loss = torch.nn.functional.mse_loss(model(torch.randn_like(target)), target)
     require(torch.isclose(loss, target.square().mean()), f"MSE {loss.item()}, expected {target.square().mean().item()}")
     loss.backward()
-    require(any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()), "it has no gradient")
+    require(any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()), "the loss has no gradient")
     return "MSE in encoded space, finite, with a gradient"
 
 
 def check_optimizer(setup: Setup) -> str:
-    """The original experiment's AdamW, scheduler, clipping and stopping are the defaults of a run."""
+    """The defaults are the original experiment's AdamW, scheduler, clipping and early stopping."""
     c = TrainConfig()
     found = (c.lr, c.weight_decay, c.batch_size, c.epochs, c.patience)
     found += (c.scheduler_factor, c.scheduler_patience, c.max_grad_norm)
@@ -133,12 +135,12 @@ def check_optimizer(setup: Setup) -> str:
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     for _ in range(c.scheduler_patience + 2):
         scheduler.step(1.0)
-    require(optimizer.param_groups[0]["lr"] == c.lr * c.scheduler_factor, "the scheduler does not lower the rate")
+    require(optimizer.param_groups[0]["lr"] == c.lr * c.scheduler_factor, "the scheduler does not reduce lr")
     return "AdamW(lr=1e-4, weight_decay=0.01), ReduceLROnPlateau(0.5, 5), clip at 1.0, batch 16, 200 epochs"
 
 
 def check_training(setup: Setup) -> str:
-    """The model learns one batch by heart."""
+    """The model can overfit one batch."""
     device = pick_device(setup.device)
     torch.manual_seed(0)
     model = SimpleTransformer(dropout=0.0).to(device)
@@ -156,10 +158,10 @@ def check_training(setup: Setup) -> str:
 
 
 def check_dataset(setup: Setup) -> str:
-    """If there is a dataset, its first pairs encode; how much validation there is."""
+    """If there is a dataset, its first pairs can be encoded. Also warns of a weak validation split."""
     root = Path(setup.dataset_dir or "dataset_pairs_wav")
     if setup.dataset_dir is None and not root.exists():
-        return f"none at {root} yet: python create_dataset_pairs_wav.py makes it"
+        return f"none in {root} yet; create it with python create_dataset_pairs_wav.py"
     train, val = (WavPairsDataset(root / split, setup.codec, use_cache=False) for split in ("train", "val"))
     for split in (train, val):
         first, second = split[0]

@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # between the frames of an MP3, and behind the end of any file
-# A size in a header: from here on it means that the program which wrote it, to a pipe, did not know it; what is less.
+TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")  # found between the frames of an MP3 and after the end of any file
+# Programs that write to a pipe don't know the size and put a huge one into the header: ignore sizes from
+# UNKNOWN_BYTES on. A file that is at most SLACK_BYTES shorter than its header says counts as whole.
 UNKNOWN_BYTES, SLACK_BYTES = 0x7FFF0000, 4096
 SECOND_FILE = re.compile(rb"RIFF....WAVE|fLaC\0\0\0\x22", re.DOTALL)
 
@@ -19,13 +20,13 @@ class AudioError(Exception):
 
 
 class AudioReader:
-    """An opened audio file: iterate once over its mono blocks, float32 [samples]."""
+    """An open audio file. Iterate over it once to get its mono blocks, float32 [samples]."""
 
     sample_rate = 0  # Hz
-    duration_s = 0.0  # by the header, or FFmpeg's estimate; 0 if unknown
+    duration_s = 0.0  # from the header or estimated by FFmpeg; 0 if unknown
     seconds = 0.0  # read so far
-    problem = ""  # known after the last block
-    channels_cancel = False  # a loud block whose mean over the channels is silence was met
+    problem = ""  # what is wrong with the file; known after the last block
+    channels_cancel = False  # whether a loud block had a silent mean over its channels
 
     def __enter__(self) -> AudioReader:
         return self
@@ -39,11 +40,11 @@ class AudioReader:
     def close(self) -> None:
         raise NotImplementedError
 
-    @np.errstate(over="ignore", invalid="ignore")  # a damaged file of floats may hold any
+    @np.errstate(over="ignore", invalid="ignore")  # a damaged float file may contain any value
     def _mono(self, block: np.ndarray) -> np.ndarray:
-        """float32, or int16, [samples, channels] -> float32 [samples].
+        """float32 or int16 [samples, channels] -> float32 [samples].
 
-        Channel by channel, so that each sum has one order in any block; of int16 the sums are exact.
+        Adds channel by channel, so that the result doesn't depend on the block size. Sums of int16 are exact.
         """
         channels = block.shape[1]
         mono = np.add(block[:, 0], block[:, 1] if channels > 1 else np.float32(0), dtype=np.float32)
@@ -58,6 +59,6 @@ class AudioReader:
 
 
 def second_file(file: BinaryIO, end: int) -> str:
-    """What to say if another WAV or FLAC stands behind the first, which ends at this byte at the latest."""
+    """A message if another WAV or FLAC follows the first, which ends at byte `end` at the latest; else ""."""
     file.seek(end)
-    return "a second file behind its end is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""
+    return "a second file follows the first and is not used" if SECOND_FILE.search(file.read(1 << 17)) else ""

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a codec. `FrozenEncodec` is the one it uses; another one needs only these names."""
+"""The interface of a codec. The pipeline uses `FrozenEncodec`; any other class with these members works too."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ class Codec(Protocol):
     """A frozen codec: waveforms to continuous embeddings of C channels, and back."""
 
     sample_rate: int  # Hz
-    hop_length: int  # samples a frame
+    hop_length: int  # samples per frame
     embedding_dim: int  # C, the channels of an embedding
-    warmup_frames: int  # frames after which the codec's start-up no longer shows; 0 if it has none
-    fingerprint: str  # names the weights: embeddings with different fingerprints do not mix
-    is_pretrained: bool  # has the published weights
+    warmup_frames: int  # frames until the effect of the codec's start-up is gone; 0 if there is none
+    fingerprint: str  # identifies the weights: embeddings with different fingerprints never mix
+    is_pretrained: bool  # whether these are the published weights
     banner: str  # printed before its results; may be empty
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second: sample_rate / hop_length."""
+        """Frames per second: sample_rate / hop_length."""
 
     @property
     def device(self) -> torch.device: ...

@@ -1,4 +1,4 @@
-"""The architecture: EnCodec's causal 24 kHz mono model of any width and any number of codebooks."""
+"""EnCodec's causal 24 kHz mono architecture, with any width and number of codebooks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from encodec.quantization import ResidualVectorQuantizer
 
 from audio.segments import SAMPLE_RATE
 
-HOP_LENGTH = 320  # samples a frame: the product of the encoder's strides 2, 4, 5 and 8
-CODEBOOK_KBPS = 0.75  # 75 frames a second, each with an index of 10 bits
-PUBLISHED_SIZES = {"num_filters": 32, "num_codebooks": 32}  # of the weights that Meta published
+HOP_LENGTH = 320  # samples per frame: the product of the encoder's strides 2, 4, 5 and 8
+CODEBOOK_KBPS = 0.75  # 75 frames per second, each with a 10-bit index
+PUBLISHED_SIZES = {"num_filters": 32, "num_codebooks": 32}  # sizes of the weights that Meta published
 
 
 def build_model(num_filters: int, num_codebooks: int) -> EncodecModel:
     """An `EncodecModel` with torch's own random weights and empty codebooks.
 
-    num_filters: channels of the first convolution; they double at each stride.
-    num_codebooks: of 1024 entries each; 32 are the published model's 24 kbit/s, 8 are 6 kbit/s.
+    num_filters: channels of the first convolution. Each stride doubles them.
+    num_codebooks: codebooks of 1024 entries. The published model has 32 for 24 kbit/s; 8 give 6 kbit/s.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*weight_norm.*", FutureWarning)
@@ -32,10 +32,10 @@ def build_model(num_filters: int, num_codebooks: int) -> EncodecModel:
 
 
 def model_from(state: dict[str, torch.Tensor]) -> EncodecModel:
-    """The model that a state dict, in single or half precision, is of; its sizes follow from the tensors' shapes.
+    """Build the model for a state dict in single or half precision. The tensors' shapes give its sizes.
 
-    `embed_avg`, which only training needs, may be missing: it is the codebook. Raises KeyError or RuntimeError
-    if the state is of another kind of model.
+    `embed_avg` may be missing: only training needs it, and it equals the codebook. Raises KeyError or RuntimeError
+    if the state belongs to another kind of model.
     """
     codebooks = [name for name in state if name.endswith("._codebook.embed")]
     model = build_model(len(state["encoder.model.0.conv.conv.bias"]), len(codebooks))
@@ -45,6 +45,6 @@ def model_from(state: dict[str, torch.Tensor]) -> EncodecModel:
 
 
 def half_precision(model: EncodecModel) -> dict[str, torch.Tensor]:
-    """The state that `model_from` takes back, in half precision and without `embed_avg`."""
+    """The state dict in half precision and without `embed_avg`. `model_from` reads it."""
     state = model.state_dict().items()
     return {name: value.detach().cpu().half() for name, value in state if not name.endswith("embed_avg")}

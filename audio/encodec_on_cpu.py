@@ -1,10 +1,10 @@
-"""EnCodec's encoder and decoder piece by piece, 2.5 times as fast on a CPU (benchmarks/NOTES.md).
+"""Run EnCodec's encoder and decoder in pieces, 2.5 times as fast on a CPU (benchmarks/NOTES.md).
 
-EnCodec's convolutions are causal: a frame depends on its own 320 samples and the 478 before them (encoder), or on
-under two frames before it (decoder). So they run piece by piece, each piece with exactly the past it looks back on,
-one core a piece, while its activations stay in that core's cache; the LSTM runs over the whole. The result is
-EnCodec's own within 1e-6, and that of one waveform depends neither on the rest of the batch nor on the
-number of cores.
+EnCodec's convolutions are causal. In the encoder a frame depends on its own 320 samples and the 478 before them; in
+the decoder it depends on less than two frames before it. So the convolutions can run on pieces, each with exactly the
+past it needs. Each piece runs on one core, and its activations stay in that core's cache. The LSTM runs over the
+whole signal. The result equals EnCodec's own within 1e-6. For one waveform it depends neither on the rest of the
+batch nor on the number of cores.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from encodec.modules import SConv1d
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import nn
 
-CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early has every later frame as the whole signal has it
+CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early gives the same later frames as the whole signal
 PIECE_FRAMES = 80  # keeps a piece's activations in a core's cache
-_USE_OF_CORES = threading.Lock()  # the number of torch's threads is a setting of the whole process
+_USE_OF_CORES = threading.Lock()  # torch's number of threads is one setting for the whole process
 
 
 class PiecewiseEncodec:
-    """The encoder and decoder of an `EncodecModel` on the CPU, its weight norm folded in."""
+    """The encoder and decoder of an `EncodecModel` on the CPU. Its weight norm must be folded in."""
 
     def __init__(self, model: encodec.model.EncodecModel, hop_length: int):
         encoder, decoder = model.encoder.model, model.decoder.model
@@ -46,7 +46,7 @@ class PiecewiseEncodec:
                 return convolve_unpadded(
                     self.encoder_convolutions, waveform[:, :, start * hop - self.receptive_field : stop * hop]
                 )
-            # EnCodec pads the beginning, and an end that is not a whole frame.
+            # EnCodec pads the beginning, and the end if its last frame is incomplete.
             return self.encoder_convolutions(waveform[:, :, first * hop : stop * hop])[:, :, start - first :]
 
         hidden = in_pieces(convolve, waveforms, num_frames=-(-waveforms.shape[2] // hop))
@@ -74,11 +74,12 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
 
 
 def alike_in_any_batch(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Apply layers with an LSTM so that a lone item gets the bits it would get in a batch.
+    """Apply layers with an LSTM so that an item gets the same bits alone as in a batch.
 
-    For one row the matrix library takes another route than for several. A batch of one runs as two, so that cached
-    embeddings do not depend on how many segments were missing together. The cores share the batch, not each of the
-    LSTM's thousands of small products: where another program runs too, waiting for each other takes ten times as long.
+    The matrix library uses another algorithm for one row than for several. A batch of one therefore runs as two, so
+    that cached embeddings don't depend on how many segments were encoded together. The cores share the batch instead
+    of each of the LSTM's thousands of small products: threads that wait for each other take ten times as long when
+    another program is running.
     """
     rows = batch if len(batch) > 1 else batch.expand(2, -1, -1)
     with a_thread_a_core() as (pool, cores):
@@ -88,7 +89,7 @@ def alike_in_any_batch(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, int]]:
-    """A pool with a thread for each of torch's threads, while torch uses one; and their number."""
+    """Yield a pool with as many threads as torch had, and their number. Meanwhile torch uses one thread."""
     with _USE_OF_CORES:
         cores = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -100,9 +101,9 @@ def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, i
 
 
 def receptive_field(layers: nn.Sequential) -> int:
-    """How many samples before its own the first frame of causal convolutions depends on: 478 for the encoder.
+    """How many past samples, besides its own, a frame of causal convolutions depends on: 478 for the encoder.
 
-    From the last layer to the first, a convolution of kernel k and stride s turns n into n * s + k - s.
+    Counting from the last layer to the first, a convolution of kernel k and stride s turns n into n * s + k - s.
     """
     samples = 0
     for layer in reversed(layers):
@@ -115,9 +116,9 @@ def receptive_field(layers: nn.Sequential) -> int:
 
 
 def convolve_unpadded(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """EnCodec's convolutions without padding, on a piece that begins with its past, [B, C, samples].
+    """Apply EnCodec's convolutions without padding to a piece [B, C, samples] that begins with its past.
 
-    A convolution's output is shorter than its input by what it looks back on; x may be overwritten.
+    Each convolution shortens the signal by the past that it uses. x may be overwritten.
     """
     for layer in layers:
         if isinstance(layer, SConv1d):

@@ -1,7 +1,7 @@
-"""Audio files by FFmpeg (PyAV): decoded strictly and forwards only, up to the first damage.
+"""Decode audio files with FFmpeg (PyAV), strictly and forward only, up to the first error.
 
-Damage shows as an error from the decoder, as a time stamp later than the end of the frame before (a hole), or as less
-sound than the container states. A time stamp that goes back begins another stream, which is music.
+Damage is a decoder error, a timestamp later than the end of the previous frame (a gap), or less audio than the
+container states. A timestamp that goes back starts another stream, which is also used.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ import numpy as np
 
 from audio.base import SLACK_BYTES, TAGS, UNKNOWN_BYTES, AudioError, AudioReader, second_file
 
-# FFmpeg's decoders report damage and do not conceal it. With "bitstream" they would also mute a granule of an MP3 whose
-# encoder misstated its size, as GarageBand does.
+# Makes FFmpeg's decoders report damage instead of concealing it. "bitstream" would also mute granules of MP3s whose
+# encoder misstated their size, as GarageBand does.
 STRICT = {"err_detect": "crccheck+explode"}
-GATHERED = 1 << 16  # samples: frames of 1,000, each handled in Python, would halve the speed
-# The containers whose header states the length. FFmpeg estimates that of the others by their size.
+GATHERED = 1 << 16  # samples converted at once: handling each frame of 1,000 in Python would halve the speed
+# Containers whose header states the length. For others FFmpeg estimates it from the file size.
 STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|flv|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
 # The size of a file, in the headers of AVI and ASF (WMA).
 STATED_BYTES = re.compile(
     rb"RIFF(.{4})|0&\xb2u.*\xa1\xdc\xab\x8cG\xa9\xcf\x11\x8e\xe4\0\xc0\x0c Se.{24}(.{8})", re.DOTALL
 )
-# The number of frames in an MP3's header frame. FFmpeg does not always believe it, and estimates instead.
+# The number of frames in an MP3's header frame. FFmpeg doesn't always trust it and may estimate instead.
 MP3_FRAMES = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.DOTALL)
-OGG_PAGE = re.compile(rb"OggS\0(.)(.{8})", re.DOTALL)  # its flags, and the time at its end (RFC 3533)
-MUSEPACK_INDEX = re.compile(rb"(MPCK.{,99})SO(.{2,9}AP)", re.DOTALL)  # says where the seek table is
+OGG_PAGE = re.compile(rb"OggS\0(.)(.{8})", re.DOTALL)  # the flags and the end time of a page (RFC 3533)
+MUSEPACK_INDEX = re.compile(rb"(MPCK.{,99})SO(.{2,9}AP)", re.DOTALL)  # points to the seek table
 LENGTH_SLACK_S = 0.25
 HELD_BACK_S = 5
-# A time stamp may be this far from the end of the frame before: Opus skips 6.5 ms at a start, Vorbis (and what is
-# made from it) alternates by a quarter of its window, 10 ms, and the header frame of a joined MP3 takes 26 ms.
+# A timestamp may differ this much from the end of the previous frame. Opus skips 6.5 ms at a start. Vorbis, and files
+# converted from it, alternate by a quarter of the window, 10 ms. The header frame of a joined MP3 takes 26 ms.
 STAMP_SLACK_S = 0.04
-RESTART_S = 1  # a stamp that goes back by less begins no new stream
+RESTART_S = 1  # a timestamp that goes back by less does not start a new stream
 
-av.logging.set_level(av.logging.PANIC)  # nothing on the terminal, and errors carry FFmpeg's words
+av.logging.set_level(av.logging.PANIC)  # keeps the terminal clean, and errors still carry FFmpeg's text
 
 
 class FfmpegReader(AudioReader):
-    """Everything else, by FFmpeg. Raises AudioError if it finds no sound."""
+    """Reads all formats but PCM and FLAC. Raises AudioError if there is no audio."""
 
     _promised_s = 0.0  # the length that the header states
     _decoded_s = 0.0
     _ends_early = False
 
     def __init__(self, path: str | os.PathLike, file: BinaryIO, start: int = 0):
-        """`start`: the first byte behind what stands in front of the file proper."""
+        """`start`: the first byte of the audio file, after a tag in front of it."""
         self._file, self._start = file, start
-        # An absolute path is never taken for a URL, and no list in a file makes FFmpeg open one.
+        # FFmpeg never takes an absolute path for a URL. The protocol whitelist keeps playlists from opening URLs.
         source: str | BinaryIO = os.path.abspath(path)
         if start:
             source = f"subfile,,start,{start},end,0,,:{source}"
         file.seek(start)
         if file.read(4) == b"MPCK":
-            # FFmpeg reads nothing from a file that was cut before its seek table: the packet "SO" gets an unknown name.
+            # FFmpeg reads nothing if the file was cut off before its seek table. Renaming "SO" hides the table.
             file.seek(start)
             source = io.BytesIO(MUSEPACK_INDEX.sub(rb"\1ZZ\2", file.read(), count=1))
         try:
@@ -70,7 +70,7 @@ class FfmpegReader(AudioReader):
         except (av.FFmpegError, ValueError) as error:
             file.seek(start + 4)
             if "moov atom not found" in str(error) and file.read(4) in (b"ftyp", b"mdat", b"wide", b"free"):
-                raise AudioError("cut off: its index, which stands at the end, is missing") from error
+                raise AudioError("cut off: the index at its end is missing") from error
             raise AudioError(_reason(error)) from error
         try:
             self._open_stream()
@@ -85,16 +85,16 @@ class FfmpegReader(AudioReader):
     def _open_stream(self) -> None:
         streams = self._container.streams.audio
         if not streams:
-            raise AudioError("holds no sound")
+            raise AudioError("contains no audio")
         self._stream = next((stream for stream in streams if stream.codec_context is not None), None)
         if self._stream is None:
-            raise AudioError("its sound is protected, or in a format that FFmpeg does not know")
+            raise AudioError("its audio is protected or in a format that FFmpeg does not know")
         codec = self._stream.codec_context
         codec.options, codec.thread_count = STRICT, 1
-        # PyAV frees a layout that is a list of positions twice, which ends the process. Positions do not matter here.
+        # PyAV frees a layout that is a list of positions twice, which crashes the process. Positions don't matter here.
         if channels := (layout := codec.layout).nb_channels:
             codec.layout = f"{channels} channels"
-        del layout  # not before: it owned the list
+        del layout  # only now, because it owned the list
         total_s = (self._container.duration or 0) / av.time_base
         own_s = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
         self.duration_s = min(filter(None, [own_s, total_s]), default=0.0)
@@ -105,15 +105,15 @@ class FfmpegReader(AudioReader):
             frames = self._hold_back(frames)
         first = next(frames, None)
         if first is None:
-            raise AudioError(f"not readable as audio: {self.problem or 'no sound can be decoded'}")
-        self.sample_rate = first.sample_rate  # that of the container may be half of it (HE-AAC)
+            raise AudioError(f"not readable as audio: {self.problem or 'no audio can be decoded'}")
+        self.sample_rate = first.sample_rate  # the container may state half of it (HE-AAC)
         self._frames = itertools.chain([first], frames)
 
     def _decode(self) -> Iterator[av.AudioFrame]:
-        """Decode up to the first damage, which `problem` then names."""
-        end = packet_end = None  # s: of the last frame by its time stamp; bytes: of the last packet in the file
-        origin = 0.0  # s: the time stamp at which the first sample stands
-        others_end, incomplete_at = 0.0, -1.0  # s: of the pictures of a film; where the last incomplete packet was met
+        """Decode up to the first error, and describe it in `problem`."""
+        end = packet_end = None  # end of the last frame by its timestamp, s; end of the last packet in the file, bytes
+        origin = 0.0  # timestamp of the first sample, s
+        others_end, incomplete_at = 0.0, -1.0  # end of a film's pictures, s; position of the last incomplete packet, s
         in_tag, pending = False, None
         try:
             for packet in self._container.demux():
@@ -129,8 +129,8 @@ class FfmpegReader(AudioReader):
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
-                    # No damage: half a frame where a capture begins; tags, and what stands between two joined files;
-                    # zeros, or anything behind the stated end, if no sound follows.
+                    # Some errors are not damage: half a frame at the start of a capture, tags, and data between two
+                    # joined files; also zeros, or anything after the stated end, if no audio follows.
                     content = bytes(packet)
                     in_tag = in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
                     at_border = not self._decoded_s or abs(self._promised_s - self._decoded_s) <= LENGTH_SLACK_S
@@ -138,20 +138,20 @@ class FfmpegReader(AudioReader):
                         if content.strip(b"\0") and not self._is_whole():
                             raise
                         pending = error
-                    end = None  # what was not decoded counts in the time stamps
+                    end = None  # the timestamps also count what was not decoded
                     continue
                 if frames and pending:
                     raise pending
                 in_tag = False
                 for frame in frames:
                     start = frame.time
-                    # Stamps may go back a little and catch up: only what was not decoded either is missing.
+                    # Timestamps may go back a little and catch up, so also compare with the duration decoded so far.
                     if None not in (start, end) and start - max(end, origin + self._decoded_s) > STAMP_SLACK_S:
                         self._ends_early = True
                         self.problem = f"{start - end:.2f} s are missing at {self._at()}; nothing after that is used"
                         return
                     if None not in (start, end) and end - start > RESTART_S:
-                        self.problem = f"a second stream begins at {self._at()}, used as well"
+                        self.problem = f"a second stream begins at {self._at()} and is used too"
                         end = None
                     start = end if start is None else start
                     if start is not None:
@@ -161,13 +161,13 @@ class FfmpegReader(AudioReader):
                     yield frame
         except av.FFmpegError as error:
             if isinstance(error, av.error.PatchWelcomeError) or error.errno == errno.EINVAL:
-                self.problem = f"what follows {self._at()} is of another kind and not used"
+                self.problem = f"changes to another format at {self._at()}; nothing after that is used"
             elif error is pending or not self._is_whole():
                 self._ends_early = True
                 reason = error.strerror if error.errno == errno.EIO else "damaged"
                 self.problem = f"{reason} at {self._at()}; nothing after that is used"
             return
-        # Time stamps may begin later than at 0, and the stated length counts from there or from 0.
+        # Timestamps may start later than 0, and the stated length may count from there or from 0.
         if self._promised_s - max(self._decoded_s, end or 0, others_end) > LENGTH_SLACK_S:
             self.problem = f"cut off at {self._at()} of {self._promised_s:.2f} s"
         elif self.problem:
@@ -180,7 +180,7 @@ class FfmpegReader(AudioReader):
             self.problem = second_file(self._file, packet_end)
 
     def _stated_in_mp3(self, packet: av.Packet) -> float:
-        """The length in seconds by the header frame of an MP3, in front of the first packet; 0 if there is none."""
+        """The length in seconds stated by the header frame before an MP3's first packet; 0 if there is none."""
         position = packet.pos or 0
         self._file.seek(self._start + max(0, position - 3000))
         stated = MP3_FRAMES.search(self._file.read(min(3000, position)))
@@ -194,7 +194,10 @@ class FfmpegReader(AudioReader):
         return size < UNKNOWN_BYTES and size - os.fstat(self._file.fileno()).st_size > SLACK_BYTES
 
     def _hold_back(self, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
-        """In Ogg FLAC a hole shows in the time stamps a page (65,307 bytes) late: what was held back is dropped."""
+        """Delay the frames of Ogg FLAC, where a gap shows in the timestamps one page (65,307 bytes) late.
+
+        At a gap, the delayed frames are dropped.
+        """
         held: deque[av.AudioFrame] = deque()
         for frame in frames:
             held.append(frame)
@@ -207,11 +210,11 @@ class FfmpegReader(AudioReader):
         return f"{self._decoded_s:.2f} s"
 
     def _is_whole(self) -> bool:
-        """Whether all that the header states has been decoded: what follows is no music."""
+        """Whether the length stated in the header has been decoded. What follows is not music."""
         return 0 < self._promised_s <= self._decoded_s + LENGTH_SLACK_S
 
     def _ogg_problem(self, end: float) -> str:
-        """What the last page says: that it is the last, and the time at its end."""
+        """A message if the last page is not marked as the last, or ends later than the decoded audio; else ""."""
         self._file.seek(max(0, os.fstat(self._file.fileno()).st_size - (1 << 17)))  # a page has at most 65,307 bytes
         flags, time = next(reversed(OGG_PAGE.findall(self._file.read())), (b"\4", bytes(8)))
         stated = float(int.from_bytes(time, "little", signed=True) * self._stream.time_base)
@@ -224,22 +227,22 @@ class FfmpegReader(AudioReader):
         try:
             for (rate, *_), frames in itertools.groupby(self._frames, _kind):
                 if rate != self.sample_rate:
-                    self.problem = f"changes to {rate} Hz at {self._at()}, used as well"
+                    self.problem = f"changes to {rate} Hz at {self._at()}; both parts are used"
                 yield from self._blocks(frames)
-        except av.FFmpegError as error:  # of the conversion, which takes at most 64 channels
+        except av.FFmpegError as error:  # from the resampler, which takes at most 64 channels
             if not self.seconds:
                 raise AudioError(f"its samples cannot be converted ({error.strerror})") from error
-            self.problem = f"what follows {self.seconds:.2f} s cannot be converted and is not used"
+            self.problem = f"samples after {self.seconds:.2f} s cannot be converted and are not used"
 
     def _blocks(self, frames: Iterator[av.AudioFrame]) -> Iterator[np.ndarray]:
-        """Frames of one kind, which is what a fifo and a resampler take, as mono blocks."""
+        """Convert frames of one format to mono blocks. A FIFO and a resampler each take only one format."""
         fifo, resampler = av.AudioFifo(), None
         for frame in itertools.chain(frames, [None]):
             if frame is not None:
-                frame.pts = None  # checked in _decode
+                frame.pts = None  # already checked in _decode
                 fifo.write(frame)
             while (gathered := fifo.read(GATHERED if frame else 0)) is not None:
-                # Packed samples: reading planar ones of 8 channels ends the process.
+                # Use packed samples, because reading planar ones with 8 channels crashes the process.
                 resampler = resampler or av.AudioResampler("flt", gathered.layout, self.sample_rate)
                 for packed in resampler.resample(gathered):
                     channels = packed.layout.nb_channels
@@ -255,5 +258,5 @@ def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
 def _reason(error: Exception) -> str:
     """Why FFmpeg cannot open a file."""
     if isinstance(error, av.error.InvalidDataError):
-        return "not readable as audio: in no format that FFmpeg knows, or damaged at its start"
+        return "not readable as audio: FFmpeg does not know its format, or it is damaged at the start"
     return f"not readable as audio: {getattr(error, 'strerror', None) or error}"

@@ -1,8 +1,7 @@
-"""EnCodec's two frozen halves: waveform -> continuous embeddings -> waveform.
+"""EnCodec's frozen encoder and decoder: waveform -> continuous embeddings -> waveform.
 
-The 24 kHz EnCodec at 6 kbps, as the `encodec` package defines it, without gradients. `encode` returns the
-encoder's output *before* quantisation, `decode` takes embeddings back to sound, `quantize` snaps them to
-the 6 kbps codebooks.
+This is the 24 kHz EnCodec at 6 kbps from the `encodec` package. `encode` returns the encoder's output *before*
+quantization, `decode` turns embeddings into waveforms, and `quantize` snaps them to the 6 kbps codebooks.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from audio.codec_model import HOP_LENGTH
 from audio.encodec_on_cpu import PiecewiseEncodec
 from audio.weights import DEMO, PRETRAINED, UNTRAINED, digest, load_model
 
-WARMUP_S = 1  # after this long, frames are as they would be in mid-stream (README, "Departures", 2)
+WARMUP_S = 1  # after this, frames are the same as in mid-stream (README, "Departures", 2)
 BANNERS = {
     PRETRAINED: "",
     DEMO: "*** small codec of this project, for the demo: not EnCodec's published weights",
     UNTRAINED: "*** UNTRAINED CODEC: --encodec_weights untrained has EnCodec's architecture with random weights.\n"
-    "*** Everything runs as it would, but whatever it decodes is noise: the sound means nothing.",
+    "*** Everything runs, but the decoded sound is only noise.",
 }
 
 
 class FrozenEncodec(nn.Module):
-    """EnCodec's encoder, quantiser and decoder in evaluation mode, without gradients.
+    """EnCodec's encoder, quantizer and decoder in evaluation mode, without gradients.
 
-    Attributes: those of `audio.codec.Codec`, here 24,000 Hz, 320 samples a frame, 75 frames a second and 128 channels;
-    `model` (the `EncodecModel`), `bandwidth` (kbit/s), and `kind` ("pretrained", "demo" or "untrained").
+    Attributes: those of `audio.codec.Codec`, here 24,000 Hz, 320 samples per frame, 75 frames per second and 128
+    channels; `model` (the `EncodecModel`), `bandwidth` (kbit/s), and `kind` ("pretrained", "demo" or "untrained").
     """
 
     def __init__(self, model: EncodecModel, fingerprint: str, kind: str):
@@ -47,7 +46,7 @@ class FrozenEncodec(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenEncodec:
-        """Stay in evaluation mode: the codec is frozen, whatever a surrounding module does."""
+        """Stay in evaluation mode, even if a parent module switches to training."""
         return super().train(False)
 
     @property
@@ -71,7 +70,7 @@ class FrozenEncodec(nn.Module):
 
     @torch.no_grad()
     def quantize(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, 128, frames] -> the same after residual quantisation at `bandwidth`."""
+        """Embeddings [B, 128, frames] -> the same after residual quantization at `bandwidth`."""
         self._check_embeddings(embeddings)
         quantizer = self.model.quantizer
         codes = quantizer.encode(embeddings.to(self.device), self.frame_rate, self.bandwidth)
@@ -87,29 +86,29 @@ def load_frozen_encodec(
 ) -> FrozenEncodec:
     """Load the frozen 24 kHz codec.
 
-    weights: "pretrained" (torch hub's cache, else a download), "demo" (the small codec in demo/), "untrained" (the
-    real architecture with seeded random weights: its sound is noise), or a file or folder holding the weights,
-    the first 8 hex digits of whose SHA-256 stand in the name.
-    device: where it runs; on Apple's MPS EnCodec is silently wrong (audiocraft PR 612), so "mps" means the CPU.
-    bandwidth: kbit/s of `quantize`, one of 1.5, 3, 6, and with the published weights 12 and 24.
+    weights: "pretrained" (from torch hub's cache or a download), "demo" (the small codec in demo/), "untrained"
+    (EnCodec's architecture with seeded random weights, which decodes to noise), or a file or folder of weights. The
+    file's name must contain the first 8 hex digits of its SHA-256.
+    device: where it runs. "mps" means the CPU, because EnCodec is silently wrong on Apple's MPS (audiocraft PR 612).
+    bandwidth: kbit/s of `quantize`: 1.5, 3 or 6. The published weights also allow 12 and 24.
 
-    Raises UserError where the weights cannot be had or are not what their name promises.
+    Raises UserError if the weights are not available or don't match the checksum in their name.
     """
     device = torch.device(device)
     device = torch.device("cpu") if device.type == "mps" else device
     if device.type == "cuda":
-        # Its convolutions and LSTM would run in TF32, which keeps three digits; nothing else here uses cuDNN.
+        # Otherwise convolutions and the LSTM use TF32, with only three digits. Nothing else here uses cuDNN.
         torch.backends.cudnn.allow_tf32 = False
     model, kind = load_model(weights)
     model.set_target_bandwidth(bandwidth)
-    # Random weights may differ in their last bits between machines; their recipe is what they are.
+    # The last bits of random weights may differ between machines, so their recipe identifies them, not their digest.
     name = {PRETRAINED: "encodec_24khz", DEMO: "demo"}.get(kind)
     fingerprint = f"{name}-{digest(model.state_dict())}" if name else "untrained-1"
     return FrozenEncodec(model, fingerprint, kind).to(device)
 
 
 def _fold_weight_norm(model: nn.Module) -> None:
-    """Compute each normalised weight (g v / |v|) once instead of at every call; the result is the same."""
+    """Compute each normalized weight (g v / |v|) once instead of at every call. The result is the same."""
     for module in model.modules():
         if hasattr(module, "weight_g"):
             nn.utils.remove_weight_norm(module)

@@ -1,6 +1,6 @@
-"""The log-mel spectrogram behind the interface of a codec: a representation of the same sound without its phase.
+"""The log-mel spectrogram with the interface of a codec: a representation without phase.
 
-It can be trained on and measured like a codec's embeddings, but it cannot be turned back into sound.
+It can be trained on and evaluated like a codec's embeddings, but it cannot be decoded to sound.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torchaudio
 
 from audio.codec import Codec
 
-WINDOW_S = 0.04  # of a frame: neighbouring frames share samples, frames three and more apart do not
-FLOOR = 1e-5  # power below which there is silence
+WINDOW_S = 0.04  # window of a frame. Neighboring frames overlap; frames three or more apart do not.
+FLOOR = 1e-5  # power that counts as silence
 
 
 class LogMel:
-    """As many bands as `codec` has channels, at its hop: log10(1e-5 + mel power), a `Codec` that cannot decode.
+    """log10(1e-5 + mel power) as a `Codec` that cannot decode, with the channels and the hop length of `codec`.
 
-    A frame looks back only: its window ends where its hop ends.
+    It is causal: the window of a frame ends where its hop ends.
     """
 
     is_pretrained, banner = False, ""
@@ -29,7 +29,7 @@ class LogMel:
         self.fingerprint = f"log-mel-{self.embedding_dim}-{self.sample_rate}-{self.hop_length}"
         self._window = torch.hann_window(round(WINDOW_S * self.sample_rate), device=self.device)
         self.warmup_frames = -(-len(self._window) // self.hop_length)
-        # Zeros behind the window interpolate the spectrum, so that the lowest bands are not empty.
+        # Zero-padding the window interpolates the spectrum, so that the lowest bands are not empty.
         self._points = 2 * len(self._window)
         self._bands = torchaudio.functional.melscale_fbanks(
             self._points // 2 + 1, 0.0, self.sample_rate / 2, self.embedding_dim, self.sample_rate
@@ -43,11 +43,11 @@ class LogMel:
         padded = torch.nn.functional.pad(waveforms[:, 0].to(self.device), (before, after))
         windows = padded.unfold(1, len(self._window), self.hop_length) * self._window  # [B, frames, samples]
         spectrum = torch.fft.rfft(windows, self._points)
-        power = spectrum.real.square() + spectrum.imag.square()  # abs() would take a root first
+        power = spectrum.real.square() + spectrum.imag.square()  # cheaper than abs(), which takes a square root
         return torch.log10(FLOOR + power @ self._bands).transpose(1, 2)
 
     def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("a log-mel spectrogram has no phase, so there is no way back to sound")
+        raise NotImplementedError("a log-mel spectrogram has no phase, so it cannot be decoded to sound")
 
     def quantize(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The same embeddings: there are no codebooks."""

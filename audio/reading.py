@@ -1,11 +1,11 @@
-"""Any audio file -> blocks of mono samples: libsndfile reads PCM and FLAC, FFmpeg (PyAV) everything else.
+"""Read any audio file as blocks of mono samples: PCM and FLAC with libsndfile, all else with FFmpeg (PyAV).
 
     with open_audio("song.mp3") as audio:
         for block in audio: ...     float32 [samples] at audio.sample_rate Hz, the mean of all channels
-    audio.problem                   what is not whole, in a few words; "" if nothing
+    audio.problem                   what is wrong with the file, in a few words; "" if nothing
 
-A file is read forwards only: seeking is inexact in some formats, and fails in some files. It is used up to the
-first damage; streams that follow one another (chained Ogg, joined MP3s) are music and used whole.
+Files are read forward only, because seeking is inexact in some formats and fails in some files. A file is used up to
+its first error. Consecutive streams in one file (chained Ogg, joined MP3s) are all used.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from audio.ffmpeg import FfmpegReader
 
 __all__ = ["AudioError", "AudioReader", "open_audio"]
 
-# What libsndfile is asked to read; only FFmpeg reads MP3 in a WAV (format tag 0x55).
+# Files for libsndfile, except MP3 in a WAV (format tag 0x55), which only FFmpeg reads.
 PCM_HEAD = re.compile(rb"RIF[FX]|RF64|FORM|caff|\.snd|fLaC")
 VORBIS = b"\x01vorbis"
 MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's length of a FLAC that was written to a pipe
-READ_VALUES = 1 << 17  # samples x channels read at once: about a second, whatever the header says
-# In libsndfile's log: a length in the header, and what is there. Programs that write to a pipe put the largest.
+UNKNOWN_FRAMES = 1 << 62  # the length that libsndfile reports for a FLAC that was written to a pipe
+READ_VALUES = 1 << 17  # samples x channels read at once: about a second
+# In libsndfile's log: the length in the header and the actual one. Programs that write to a pipe put the maximum.
 LENGTHS = re.compile(r": (\d+) \(should be (\d+)\)")
-# Sync words of DTS, as 16 and 14 bits in either order, and of S/PDIF (IEC 61937), stored as if they were 16-bit PCM.
+# Sync words of DTS (16 and 14 bits, either byte order) and S/PDIF (IEC 61937) that are stored as 16-bit PCM.
 CODED = re.compile(
     rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\0\x07[\xf0-\xff]|\xff\x1f\0\xe8[\xf0-\xff]\x07|\x72\xf8\x1f\x4e"
 )
-FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xef]")  # the same three bytes begin each frame of a stream
+FLAC_FRAME = re.compile(rb"\xff[\xf8\xf9][\x10-\xef]")  # all frames of a stream begin with the same three bytes
 
 
 def open_audio(path: str | os.PathLike) -> AudioReader:
-    """Open an audio file. Raises AudioError, with the reason, if it cannot be read."""
+    """Open an audio file. Raises AudioError with the reason if it cannot be read."""
     file = None
     try:
         mode = os.stat(path).st_mode
@@ -81,7 +81,7 @@ def open_audio(path: str | os.PathLike) -> AudioReader:
 
 
 def _behind_tag(file: BinaryIO) -> int:
-    """Where a file begins behind its ID3v2 tag, whose size stands in its bytes 6 to 9, of 7 bits each; else 0."""
+    """The first byte after an ID3v2 tag, or 0 if there is none. Bytes 6 to 9 hold its size, 7 bits each."""
     head = file.read(10)
     if len(head) < 10 or not head.startswith(b"ID3"):
         return 0
@@ -91,10 +91,10 @@ def _behind_tag(file: BinaryIO) -> int:
 
 
 class SndfileReader(AudioReader):
-    """PCM-like formats and FLAC. Raises ValueError for a length that libsndfile does not know."""
+    """Reads PCM-like formats and FLAC. Raises ValueError if libsndfile does not know the length."""
 
     class _Forwards(soundfile.SoundFile):
-        def seekable(self) -> bool:  # soundfile would seek after each read
+        def seekable(self) -> bool:  # else soundfile seeks after each read
             return False
 
     def __init__(self, file: BinaryIO):
@@ -112,7 +112,7 @@ class SndfileReader(AudioReader):
             self._audio.close()
             if self._audio.format != "WAV":
                 raise AudioError("its samples are DTS or S/PDIF data; decode it first")
-            raise ValueError("coded sound, which FFmpeg finds in a WAV")
+            raise ValueError("a coded stream in a WAV, which FFmpeg can read")
 
     def close(self) -> None:
         self._audio.close()
@@ -133,7 +133,7 @@ class SndfileReader(AudioReader):
         self.problem = self._problem(done)
 
     def _read(self, done: int) -> np.ndarray:
-        numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # a third of the time
+        numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # int16 takes a third of the time
         wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
         return self._audio.read(wanted, numbers, always_2d=True)
 
@@ -145,7 +145,7 @@ class SndfileReader(AudioReader):
             int(promised) < UNKNOWN_BYTES and int(promised) - int(there) > SLACK_BYTES
             for promised, there in LENGTHS.findall(self._audio.extra_info)
         ):
-            return f"cut off at {seconds}, though its header promises more"
+            return f"cut off at {seconds}, although its header states more"
         position, size = os.lseek(self._file.fileno(), 0, os.SEEK_CUR), os.fstat(self._file.fileno()).st_size
         if self._audio.format == "FLAC":
             another = second_file(self._file, max(64, position - (1 << 16)))  # libFLAC reads ahead
@@ -154,7 +154,7 @@ class SndfileReader(AudioReader):
             more = max(frames.values(), default=0) > 3
         elif self._audio.format in ("WAV", "WAVEX"):
             if size >= 1 << 32:
-                return f"larger than a WAV header can say; only the first {seconds} are used"
+                return f"larger than a WAV header can state; only the first {seconds} are used"
             position = self._chunks_end(position, size)
             another = second_file(self._file, position)
             self._file.seek(position)
@@ -162,10 +162,10 @@ class SndfileReader(AudioReader):
             more = len(rest) > SLACK_BYTES and rest.strip(b"\0") and not rest.startswith(TAGS)
         else:
             another, more = second_file(self._file, position), False
-        return another or (f"more follows than its header says; only the first {seconds} are used" if more else "")
+        return another or (f"longer than its header states; only the first {seconds} are used" if more else "")
 
     def _chunks_end(self, position: int, size: int) -> int:
-        """Where the chunks end that stand behind the samples of a WAV of `size` bytes."""
+        """The end of the chunks that follow the samples in a WAV of `size` bytes."""
         while True:
             self._file.seek(position)
             name, length = struct.unpack("<4sI", self._file.read(8).ljust(8, b"\0"))

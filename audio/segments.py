@@ -1,6 +1,6 @@
-"""Exact segments of a track at the codec's sample rate, and WAV files: for the dataset and for the continuation.
+"""Cut tracks into exact segments at the codec's sample rate, and write WAV files.
 
-Files are read as a stream, so a three-hour mix needs no more memory than a song.
+Tracks are read as a stream, so a three-hour mix needs no more memory than a song.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import soxr
 from audio.reading import AudioReader, open_audio
 from common.files import atomic_write
 
-SAMPLE_RATE = 24000  # Hz, that of EnCodec's 24 kHz model
-WAV_COMMENT = "Jingle_D"  # begins the comment in WAVs that are made for listening, which are no music for a dataset
+SAMPLE_RATE = 24000  # Hz, the rate of EnCodec's 24 kHz model
+WAV_COMMENT = "Jingle_D"  # marks the WAVs that this project writes for listening, so that no dataset takes them
 MAX_SAMPLE = 100.0  # float samples beyond this are treated as invalid; full scale is 1
 
 
 def resampled_blocks(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
-    """Yield a track's mono blocks at `rate` Hz as blocks at `sample_rate` Hz, float32 [samples] each.
+    """Resample a track's mono blocks from `rate` to `sample_rate` Hz. Yields float32 [samples].
 
-    The result does not depend on how the track is divided into blocks. Invalid samples become NaN, and so does what
-    the resampling filter computes from them.
+    The result does not depend on the block sizes. Invalid samples become NaN, and so does everything that the
+    resampling filter computes from them.
     """
     resampler = None
     if rate != sample_rate:
@@ -66,10 +66,10 @@ def read_last_samples(
     sample_rate: int,
     progress: Callable[[AudioReader], Iterable[np.ndarray]] = iter,
 ) -> tuple[np.ndarray, str]:
-    """The last `num_samples` of a file at `sample_rate` Hz, float32 [num_samples or all there are], mono.
+    """The last `num_samples` of a file at `sample_rate` Hz: float32 [at most num_samples], mono.
 
-    Returns them with what is not whole in the file ("" if nothing). `progress` passes the file's blocks on.
-    Raises AudioError for a file that cannot be read.
+    Also returns what is wrong with the file ("" if nothing). `progress` passes on the file's blocks.
+    Raises AudioError if the file cannot be read.
     """
     with open_audio(path) as audio:
         tail: deque[np.ndarray] = deque()
@@ -83,9 +83,9 @@ def read_last_samples(
 
 
 def level_dbfs(segment: np.ndarray) -> float:
-    """Root mean square of a segment [samples] about its mean in decibels below full scale; -inf for silence.
+    """RMS level of a segment [samples] in dB relative to full scale; -inf for silence.
 
-    About its mean, as a constant offset is as silent as zeros.
+    The mean is subtracted first, because a constant offset is silent too.
     """
     centred = segment - segment.mean(dtype=np.float64).astype(np.float32)
     mean_square = float(centred @ centred) / len(segment)
@@ -93,9 +93,9 @@ def level_dbfs(segment: np.ndarray) -> float:
 
 
 def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
-    """float32 in [-1, 1) -> int16, and how many samples were clipped.
+    """float32 in [-1, 1) -> int16, and the number of clipped samples.
 
-    The inverse of libsndfile's reading (int16 / 32768): 16-bit input comes back unchanged.
+    This inverts libsndfile's int16 / 32768, so 16-bit input comes back unchanged.
     """
     scaled = segment * np.float32(32768)
     np.rint(scaled, out=scaled)
@@ -106,15 +106,15 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
-    """Write int16 [samples] as a mono 16-bit WAV that appears complete or not at all, `comment` in its header."""
+    """Write int16 [samples] atomically as a mono 16-bit WAV with `comment` in its header."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(wav_bytes(pcm16, sample_rate, comment))
 
 
 def wav_bytes(pcm16: np.ndarray, sample_rate: int, comment: str = "") -> bytes:
-    """int16 [samples] -> the content of a mono 16-bit WAV, `comment` in its header.
+    """int16 [samples] -> the content of a mono 16-bit WAV with `comment` in its header.
 
-    In memory, because libsndfile hides "disk full" errors.
+    It is made in memory, because libsndfile hides "disk full" errors.
     """
     content = io.BytesIO()
     with soundfile.SoundFile(content, "w", sample_rate, 1, "PCM_16", format="WAV") as wav:

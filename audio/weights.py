@@ -1,4 +1,4 @@
-"""The codec's weights: where they are found, whether they are whole, and the model they are of."""
+"""Find and verify the codec's weights, and load the model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from audio.codec_model import PUBLISHED_SIZES, build_model, model_from
 from common.errors import UserError
 
-PRETRAINED, DEMO, UNTRAINED = "pretrained", "demo", "untrained"  # what --encodec_weights means besides a path
-WEIGHTS_NAME = "encodec_24khz-d7cc33bc.th"  # the name the encodec package gives the 24 kHz weights
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"  # holds codec-XXXXXXXX.th, which demo/train_codec.py made
+PRETRAINED, DEMO, UNTRAINED = "pretrained", "demo", "untrained"  # values of --encodec_weights other than paths
+WEIGHTS_NAME = "encodec_24khz-d7cc33bc.th"  # the file name in the encodec package
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"  # contains codec-XXXXXXXX.th, made by demo/train_codec.py
 
 
 def load_model(weights: str) -> tuple[encodec.model.EncodecModel, str]:
-    """The model that `--encodec_weights` means, and its kind: "pretrained", "demo" for a smaller one, or "untrained".
+    """Load the model for `--encodec_weights`. Its kind is "pretrained", "demo" (any smaller model) or "untrained".
 
-    Raises UserError where the weights cannot be had or are not what their name promises.
+    Raises UserError if the weights are not available or don't match the checksum in their name.
     """
-    # The random weights are drawn in any case, without disturbing anyone else's random numbers.
+    # Building a model draws random weights. The fork leaves the caller's random state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if weights == UNTRAINED:
@@ -35,7 +35,7 @@ def load_model(weights: str) -> tuple[encodec.model.EncodecModel, str]:
         path = find_weights(weights)
         try:
             model = model_from(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch raises many kinds for a file of another form
+        except Exception as error:  # torch raises many kinds of errors for other files
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{path}: not the weights of the 24 kHz EnCodec ({reason})") from error
     is_published = model.encoder.n_filters == PUBLISHED_SIZES["num_filters"]
@@ -43,9 +43,9 @@ def load_model(weights: str) -> tuple[encodec.model.EncodecModel, str]:
 
 
 def find_weights(weights: str) -> Path:
-    """The checked file of EnCodec weights that `--encodec_weights` means, downloaded if need be.
+    """The verified weights file for `--encodec_weights`, downloaded if necessary.
 
-    Raises UserError if there is none or its SHA-256 does not begin with the digits in its name.
+    Raises UserError if there is none or its SHA-256 does not start with the digits in its name.
     """
     if weights == PRETRAINED:
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
@@ -59,7 +59,7 @@ def find_weights(weights: str) -> Path:
             path = candidates[0] if len(candidates) == 1 else path / name
         if not path.is_file():
             raise UserError(
-                f"--encodec_weights {weights}: no file {path}; give 'pretrained', 'demo', 'untrained' or a path to it"
+                f"--encodec_weights {weights}: no file {path}; use 'pretrained', 'demo', 'untrained' or the file's path"
             )
     match = re.fullmatch(r".+-([0-9a-f]{8,64})\.th", path.name)
     if not match:
@@ -69,19 +69,19 @@ def find_weights(weights: str) -> Path:
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if not actual.startswith(match[1]):
         raise UserError(
-            f"{path}: damaged or not what its name says (SHA-256 begins {actual[:8]}, not {match[1][:8]}); "
-            "delete it and fetch it again"
+            f"{path}: damaged or misnamed (its SHA-256 starts with {actual[:8]}, not {match[1][:8]}); "
+            "delete it and download it again"
         )
     return path
 
 
 def weights_source(weights: str) -> str:
-    """What a checkpoint remembers of `--encodec_weights`, so that a later command finds the same codec."""
+    """The form of `--encodec_weights` that a checkpoint stores, so that later commands find the same codec."""
     return weights if weights in (PRETRAINED, DEMO, UNTRAINED) else os.path.abspath(weights)
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """12 hex digits that follow from every name and number of a state dict."""
+    """A hash of every name and value in a state dict, 12 hex digits."""
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
@@ -100,8 +100,8 @@ def _download(path: Path) -> None:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"no EnCodec weights at {path} and no way to fetch them ({reason}); on a machine with a network run "
-            "python test_simple_setup.py, then copy the file there, or name it with --encodec_weights FILE; "
+            f"no EnCodec weights at {path}, and the download failed ({reason}); on a machine with a network run "
+            "python test_simple_setup.py, then copy the file to that path or name it with --encodec_weights FILE; "
             "TORCH_HOME moves the folder"
         ) from error
     finally:
@@ -112,9 +112,9 @@ def _download(path: Path) -> None:
 def _draw_untrained(model: encodec.model.EncodecModel) -> None:
     """Give random weights the scale of a trained codec.
 
-    As torch initialises them, the signal fades from layer to layer until embeddings vary by 0.0005, where
-    Adam's epsilon would stop any training, and the codebooks are zeros. With these gains, found by trial
-    on music, embeddings vary by 2 around means of 1.4, and sound comes out as loud as it went in.
+    With torch's initialization the signal fades from layer to layer. Embeddings then vary by 0.0005, where Adam's
+    epsilon would stop any training, and the codebooks are zeros. These gains were found by trial on music: embeddings
+    vary by 2 around means of 1.4, and the output is as loud as the input.
     """
     for name, module in model.named_modules():
         if hasattr(module, "weight_g"):
@@ -122,6 +122,6 @@ def _draw_untrained(model: encodec.model.EncodecModel) -> None:
             module.bias.zero_()
     for depth, layer in enumerate(model.quantizer.vq.layers):
         codebook = layer._codebook
-        codebook.embed.normal_(std=0.8**depth)  # each stage refines the one before
+        codebook.embed.normal_(std=0.8**depth)  # each stage refines the previous one
         codebook.embed_avg.copy_(codebook.embed)
         codebook.inited.fill_(1)

@@ -1,4 +1,4 @@
-"""Command-line flags from dataclasses: a field is the flag of its name, with its default, type and help.
+"""Command-line flags from dataclasses: each field becomes the flag of the same name.
 
 @dataclass
 class Settings:
@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:
-    """A dataclass field that is also a flag; `options` go to argparse (type, choices, nargs, metavar).
+    """A dataclass field that is also a flag. `options` go to argparse (type, choices, nargs, metavar).
 
-    A field whose default is False is a switch. One whose default is `dataclasses.MISSING` is positional.
+    A default of False makes a switch, and `dataclasses.MISSING` a positional argument.
     """
     return dataclasses.field(default=default, metadata={"help": help} | options)
 
@@ -47,7 +47,7 @@ def parse_settings(settings: type[T], description: str | None) -> T:
 
 
 def answer_early(settings: type, description: str | None) -> None:
-    """Answer --help and wrong flags, and make Ctrl-C one line, before a command imports torch, which takes seconds."""
+    """Handle --help, wrong flags and Ctrl-C before a command imports torch, which takes seconds."""
     parse_settings(settings, description)
 
     def one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
@@ -60,18 +60,18 @@ def answer_early(settings: type, description: str | None) -> None:
 
 
 def device_setting() -> Any:
-    return setting("auto", "auto is CUDA, else Apple's GPU, else the CPU", choices=("auto", "cpu", "cuda", "mps"))
+    return setting("auto", "auto prefers CUDA, then Apple's GPU, then the CPU", choices=("auto", "cpu", "cuda", "mps"))
 
 
 def dataset_setting() -> Any:
-    return setting("dataset_pairs_wav", "as made by create_dataset_pairs_wav.py", type=file_path)
+    return setting("dataset_pairs_wav", "folder made by create_dataset_pairs_wav.py", type=file_path)
 
 
 def cache_setting() -> Any:
-    return setting(None, "where embeddings are kept (default: .embedding_cache in dataset_dir)", type=file_path)
+    return setting(None, "folder for cached embeddings (default: .embedding_cache in dataset_dir)", type=file_path)
 
 
-WEIGHTS_HELP = "the codec: pretrained, demo, untrained, or a file or folder of weights"
+WEIGHTS_HELP = "codec: pretrained, demo, untrained, or a file or folder of weights"
 
 
 def weights_setting() -> Any:
@@ -87,13 +87,13 @@ def checkpoint_setting() -> Any:
 
 
 def seed_setting(of: str) -> Any:
-    return setting(42, f"seed of {of}", type=number(int, at_least=0, below=2**63))
+    return setting(42, f"random seed for {of}", type=number(int, at_least=0, below=2**63))
 
 
 def file_path(text: str) -> str:
-    """argparse type: the name of a file or folder."""
+    """argparse type: a path to a file or folder."""
     if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file or folder")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a valid path")
     return text
 
 
@@ -104,7 +104,7 @@ def number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> Callable[[str], int | float]:
-    """argparse type: a finite number of `kind` within the limits."""
+    """argparse type: a finite int or float within the limits."""
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     named = " and ".join(f"{name} {limit:.15g}" for name, limit in limits.items() if math.isfinite(limit))
     wanted = f"a {'whole' if kind is int else 'finite'} number {named}".rstrip()

@@ -1,4 +1,4 @@
-"""The device a script computes on, and how much of the machine is its own."""
+"""Choose the device, the precision and how much memory to use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from common.machine import cgroup_memory
 def pick_device(name: str, index: int = 0) -> torch.device:
     """The torch device that `--device` names: auto, cpu, cuda or mps.
 
-    `auto` prefers CUDA, then Apple's MPS, then the CPU; `index` is the process's number on its node.
-    Raises UserError where the machine has no such device.
+    `auto` prefers CUDA, then Apple's MPS, then the CPU. `index` is the process's number on its node.
+    Raises UserError if the machine has no such device.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -27,7 +27,7 @@ def pick_device(name: str, index: int = 0) -> torch.device:
 
 
 def _why_no_cuda() -> str:
-    """What keeps torch from a GPU; a driver older than its CUDA is the usual reason where there is one."""
+    """Why torch sees no GPU. If there is a driver, it is usually too old for torch's CUDA."""
     driver = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
     if driver and torch.version.cuda:
         return (
@@ -38,14 +38,14 @@ def _why_no_cuda() -> str:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """fp32 or bf16, from `--precision`: auto is bf16 on GPUs that compute it, fp32 elsewhere."""
+    """fp32 or bf16, from `--precision`. auto is bf16 on GPUs with native bf16, fp32 elsewhere."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def free_memory(device: torch.device, processes_on_node: int = 1) -> float:
-    """Bytes that one of `processes_on_node` processes may count on, on its own GPU or in the machine's memory."""
+    """Bytes that one of `processes_on_node` processes can use: on its own GPU, or its share of the node's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":

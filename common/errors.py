@@ -1,4 +1,4 @@
-"""One-line errors: what a user can fix ends in one line on stderr and exit status 1, all else in a traceback."""
+"""Errors a user can fix become one line on stderr and exit status 1. All others keep their traceback."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REMEDIES[errno.EFBIG] = "raise the limit on file sizes (ulimit -f), then run the
 
 
 class UserError(Exception):
-    """An error in usage or data: one line that names the file or flag and the remedy."""
+    """An error in usage or data. Its message is one line that names the file or flag and the remedy."""
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit with its status; a `UserError` or `OSError` becomes one line and status 1."""
+    """Run `main` and exit with its status. A `UserError` or `OSError` becomes one line and status 1."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be valid text
     _ensure_user_name()
     try:
         status = main() or 0
@@ -40,7 +40,7 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def _ensure_user_name() -> None:
-    """Name a user who has no passwd entry (`docker run -u 12345`): torch.optim asks for the name."""
+    """Set a name for a user without a passwd entry (`docker run -u 12345`), because torch.optim looks it up."""
     try:
         getpass.getuser()
     except (KeyError, OSError):  # OSError from Python 3.13 on
@@ -48,38 +48,38 @@ def _ensure_user_name() -> None:
 
 
 def is_bug(error: Exception) -> bool:
-    """Whether an error is an OSError that the operating system did not raise."""
+    """Whether an error is an OSError that did not come from the operating system."""
     return isinstance(error, OSError) and error.filename is None and error.errno is None
 
 
 def print_error(error: UserError | OSError) -> None:
-    """Print an error as one line on stderr: script, file or flag, what is wrong, remedy."""
+    """Print an error as one line on stderr."""
     text = describe_os_error(error) if isinstance(error, OSError) else printable(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr, flush=True)
 
 
 def print_interrupt(interrupt: KeyboardInterrupt) -> None:
-    """Print a Ctrl-C as one line on stderr, with what it was raised with, if anything."""
+    """Print a Ctrl-C as one line on stderr, followed by the exception's arguments."""
     print("; ".join([f"{Path(sys.argv[0]).name}: interrupted", *map(str, interrupt.args)]), file=sys.stderr, flush=True)
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for a full disk, a missing permission and the like: the file, what is wrong, the remedy."""
+    """One line for an error such as a full disk or a missing permission: the file, the problem, the remedy."""
     where = f"{printable(error.filename)}: " if error.filename is not None else ""
     remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
     return f"{where}{error.strerror or error}{remedy}"
 
 
 def printable(name: str | bytes | os.PathLike) -> str:
-    """A file name as one line of valid UTF-8; undecodable bytes, tabs and newlines are escaped."""
+    """A file name as one line of valid UTF-8. Undecodable bytes, tabs and newlines are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
 def hold_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends. Processes started within never see it, unless they unblock SIGINT."""
-    multiprocessing.resource_tracker.ensure_running()  # multiprocessing starts it, which would unblock SIGINT
+    """Delay Ctrl-C until the block ends. Processes started in the block ignore it unless they unblock SIGINT."""
+    multiprocessing.resource_tracker.ensure_running()  # starting it later would unblock SIGINT
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -89,7 +89,7 @@ def hold_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def name_in_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Set the file name of any OSError raised within: write() gives none, a temporary file the wrong one."""
+    """Set the file name of any OSError raised in the block: write() sets none, and a temporary file the wrong one."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one process works in at a time."""
+"""Atomic writes, and locks that let only one process at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 
 from common.errors import UserError, name_in_errors
 
-PARTIAL_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # the names that atomic_write gives
+PARTIAL_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # the names that atomic_write uses
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
-    The rename is atomic on every POSIX file system: `path` holds either its old content or all of the new. With
-    `sync` the data reaches the disk before the name does, so that not even a crash of the node leaves an
-    empty file: worth its time for what cannot be made again.
+    The rename is atomic on every POSIX file system: `path` has either its old content or all of the new. With
+    `sync` the data reaches the disk before the rename, so that even a crash of the node leaves no empty file. That
+    takes time; use it for files that cannot be recreated.
 
-    Write with Python's own files, as libraries lose the reason when the disk is full. An OSError names `path`.
+    Write with Python's own files, because libraries hide "disk full" errors. An OSError names `path`.
     """
     path = Path(path)
     with name_in_errors(path):
@@ -35,7 +35,7 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
             yield temporary
             if sync:
                 os.fsync(handle)
-            with contextlib.suppress(OSError):  # file systems without permissions refuse it
+            with contextlib.suppress(OSError):  # some file systems have no permissions
                 temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
         finally:
@@ -44,29 +44,29 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: str | os.PathLike, min_age_s: float = 0) -> None:
-    """Remove what killed processes left half-written in `folder`.
+    """Remove the partial files that killed processes left in `folder`.
 
-    min_age_s: where other processes may be writing (no lock is held), only files unchanged for this long.
+    min_age_s: keep files that changed more recently. Use it where other processes may be writing without a lock.
     """
     for entry in os.scandir(folder):
         if PARTIAL_FILE.fullmatch(entry.name):
-            with contextlib.suppress(OSError):  # gone meanwhile, or the folder is read-only
+            with contextlib.suppress(OSError):  # already gone, or the folder is read-only
                 if time.time() - entry.stat().st_mtime >= min_age_s:
                     os.unlink(entry.path)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
-    """Hold `folder` for this process and remove partial files; the system frees the lock of a killed process.
+    """Lock `folder` for this process and remove partial files. The system frees the lock of a killed process.
 
-    Raises UserError that says who holds it. On a file system without locks (some Lustre mounts) nothing is held.
+    Raises UserError that names the holder. File systems without locks (some Lustre mounts) give no protection.
     """
     path = Path(folder, ".lock")
     with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            for _ in range(20):  # between taking the lock and writing its name the holder has none
+            for _ in range(20):  # the holder may not have written its name yet
                 file.seek(0)
                 if holder := file.read().decode("utf-8", "replace").strip():
                     break
@@ -83,7 +83,7 @@ def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
 
 
 def check_output_folder(flag: str, folder: str | os.PathLike | None, is_written: bool = True) -> None:
-    """Raise UserError or OSError, before any long work, if `folder` cannot be a folder or cannot be written to."""
+    """Raise UserError or OSError if `folder` cannot be created or written to. Call it before any long work."""
     for path in [Path(folder), *Path(folder).parents] if folder is not None else []:
         if path.is_dir():
             if is_written:

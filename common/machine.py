@@ -1,4 +1,4 @@
-"""How much of the machine is this process's own: within SLURM's or a container's limits."""
+"""The cores and memory that this process may use under the limits of SLURM or a container."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """The cores this process may use: the machine's, within a SLURM or taskset allotment and a container's quota."""
+    """The cores this process may use, within the limits of SLURM, taskset and the container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min(cores, cgroup_cores())))
 
 
 def _cgroup_folders(root: str, controller: str) -> list[Path]:
-    """This process's cgroup folders, v2 and v1, innermost first; in a container the root itself is its own."""
+    """This process's cgroup folders, v2 and v1, innermost first. In a container, its cgroup is the root itself."""
     folders = []
     try:
         lines = Path(root, "proc/self/cgroup").read_text().splitlines()
@@ -29,7 +29,7 @@ def _cgroup_folders(root: str, controller: str) -> list[Path]:
 
 
 def cgroup_cores(root: str = "/") -> float:
-    """The least CPU quota of this process's cgroups in cores; infinity if there is none."""
+    """The smallest CPU quota of this process's cgroups, in cores. Infinity if there is none."""
     cores = float("inf")
     for folder in _cgroup_folders(root, "cpu"):
         quota = _numbers(folder / "cpu.max") or [
@@ -41,7 +41,7 @@ def cgroup_cores(root: str = "/") -> float:
 
 
 def cgroup_memory(root: str = "/") -> float:
-    """The bytes left within the least memory limit of this process's cgroups; infinity if there is none."""
+    """The bytes left under the tightest memory limit of this process's cgroups. Infinity if there is none."""
     left = float("inf")
     for folder in _cgroup_folders(root, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
@@ -52,7 +52,7 @@ def cgroup_memory(root: str = "/") -> float:
 
 
 def _numbers(path: Path) -> list[float]:
-    """The numbers in a cgroup's file; none if it is missing or says max."""
+    """The numbers in a cgroup file. Empty if it is missing or says max."""
     try:
         return [float(word) for word in path.read_text().split()]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, a line every half minute in a log."""
+"""Progress of long work: a bar on a terminal, a line every half minute in a log."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LINE_EVERY_S = 30
 
 
 class Progress:
-    """Call it with (done, of how many, what), `what` as in "3 of 8 songs continued"; a new `what` restarts the count.
+    """Call it with (done, total, what), for example (3, 8, "songs continued"). A new `what` restarts the count.
 
-    is_shown: False keeps quiet, for all processes but the first.
+    is_shown: False prints nothing. Use it in all processes but the first.
     """
 
     def __init__(self, is_shown: bool = True):
@@ -44,7 +44,7 @@ class Progress:
             print(f"{done:{self.digits}} of {total:{self.digits}} {what}, {left_min:.0f} min left", flush=True)
 
     def over(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """The items, each counted when the next is asked for."""
+        """Yield the items. Each counts as done when the next is requested."""
         self(0, total, what)
         for done, item in enumerate(items, 1):
             yield item
@@ -52,7 +52,7 @@ class Progress:
         self.close()
 
     def print(self, line: str) -> None:
-        """A line on stdout, above the bar."""
+        """Print a line on stdout, above the bar."""
         with tqdm.external_write_mode(sys.stdout):
             print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""Reading ahead: files are read by threads while the caller computes."""
+"""Threads that read files ahead while the caller computes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-THREADS = 4  # that read, hash or write files; all three release Python's lock
+THREADS = 4  # reading, hashing and writing files all release Python's global lock
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`read(item)` of each item, in order, by threads that are at most THREADS items ahead of the caller."""
+    """Yield `read(item)` for each item, in order. Threads read at most THREADS items ahead of the caller."""
     pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for item in items:

@@ -1,4 +1,4 @@
-"""Functions called on many files by several processes, of which any may die."""
+"""A pool of processes that survives the death of any of them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ A, B = TypeVar("A"), TypeVar("B")
 
 
 class Workers:
-    """Processes that call functions on many files. One that dies costs only the file that it was reading.
+    """Processes that call functions on many files. If one dies, only the file it was reading is lost.
 
-    There is one even for a single worker: a decoder that crashes must not end the whole run. They are forked from a
-    server that runs no threads ("forkserver"), as torch's threads do not survive a fork.
+    Even a single worker is a process of its own, because a crash in a decoder must not end the whole run. Workers are
+    forked from a server without threads ("forkserver"), because torch's threads do not survive a fork.
     """
 
     def __init__(self, num_workers: int):
         self._num_workers = num_workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dataset.segmentation"])  # torch is imported once, not by each
+        self._context.set_forkserver_preload(["dataset.segmentation"])  # so that torch is imported only once
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._idle: list[Connection] = []
 
@@ -39,14 +39,14 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for connection, process in self._processes.items():
-            process.terminate()  # half a track is made again
+            process.terminate()  # the next run redoes half-finished tracks
             process.join()
             connection.close()
 
     def map(self, function: Callable[[A], B], items: Iterable[A], on_death: Callable[[A, str], B]) -> Iterator[B]:
-        """The results in order. `on_death(item, reason)` gives that of an item whose process died twice.
+        """Yield the results in order. If an item's process dies twice, its result is `on_death(item, reason)`.
 
-        The second time it is read alone, as the first process may have been killed for the memory of the others.
+        The second attempt runs alone, because the first may have been killed for the memory that others used.
         """
         remaining, results = enumerate(items), {}
         running: dict[Connection, tuple[int, A]] = {}
@@ -85,7 +85,7 @@ class Workers:
             try:
                 connection.send((function, item))
                 return connection
-            except OSError:  # killed while it had nothing to do
+            except OSError:  # killed while idle
                 self._bury(connection)
 
     def _start(self) -> Connection:
@@ -98,24 +98,22 @@ class Workers:
             theirs.close()
             ours.recv()
         except (EOFError, OSError) as error:
-            raise UserError(
-                f"no process could be started to read audio ({error or 'killed'}; out of memory?)"
-            ) from error
+            raise UserError(f"could not start a process to read audio ({error or 'killed'}; out of memory?)") from error
         self._processes[ours] = process
         return ours
 
     def _bury(self, connection: Connection) -> str:
-        """What ended a process."""
+        """Remove a dead process and return why it died."""
         process = self._processes.pop(connection)
         process.join()
         connection.close()
         ended = process.exitcode
         what = signal.Signals(-ended).name if ended < 0 else f"exit status {ended}"
-        return f"ended the process that read it, twice ({what}{': out of memory?' if what == 'SIGKILL' else ''})"
+        return f"crashed the process that read it, twice ({what}{': out of memory?' if what == 'SIGKILL' else ''})"
 
 
 def _serve(connection: Connection) -> None:
-    """Answer (function, item) with (result, error, its traceback) until the other end is closed."""
+    """Receive (function, item) and send (result, error, traceback) until the other end is closed."""
     exit_with_parent()
     with contextlib.suppress(EOFError, OSError):
         connection.send("ready")
@@ -129,7 +127,7 @@ def _serve(connection: Connection) -> None:
 
 
 def exit_with_parent() -> None:
-    """Send this process SIGTERM once its parent is gone: a killed run leaves no processes behind."""
+    """Send this process SIGTERM when its parent is gone, so that a killed run leaves no processes behind."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()

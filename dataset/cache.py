@@ -1,4 +1,4 @@
-"""Embeddings on disk, one file for each distinct segment; any number of processes may fill one folder."""
+"""Embeddings on disk, one file per distinct segment. Several processes can fill one folder at once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from common.files import atomic_write
 
 
 class EmbeddingCache:
-    """Embeddings of one codec, by key: float32 of one shape.
+    """Embeddings of one codec by key: float32, all of one shape.
 
-    A file is a plain .npy with a CRC-32 of key and content behind it, which numpy ignores.
+    Each file is a plain .npy followed by a CRC-32 of key and content, which NumPy ignores.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
@@ -30,7 +30,7 @@ class EmbeddingCache:
         return self.folder / f"{key}.npy"
 
     def read(self, key: str) -> np.ndarray | None:
-        """The embedding under `key`; None if it is missing or, with a line on stderr, damaged."""
+        """The embedding for `key`, or None if it is missing or damaged. Damage is reported on stderr."""
         try:
             content = self.path(key).read_bytes()
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""From a list of audio files to the pairs of a dataset: cut, compare, and cut more where a header was wrong."""
+"""Choose the pairs of a dataset from a list of audio files: cut tracks, compare them, and cut more if needed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dataset.stems import songs_of_stems
 
 @dataclass
 class Selection:
-    """The pairs of a dataset, and what became of every audio file."""
+    """The pairs of a dataset, and what happened to each audio file."""
 
     train: list[Pair] = field(default_factory=list)
     val: list[Pair] = field(default_factory=list)
-    tracks: dict[str, Track] = field(default_factory=dict)  # by source: all that were read
+    tracks: dict[str, Track] = field(default_factory=dict)  # by source: all tracks that were read
     skipped: dict[str, str] = field(default_factory=dict)  # source: reason
-    not_needed: dict[str, str] = field(default_factory=dict)  # sources beyond max_pairs: earlier split, or ""
-    sharing: set[str] = field(default_factory=set)  # sources that have audio in common with others
+    not_needed: dict[str, str] = field(default_factory=dict)  # sources beyond max_pairs: their earlier split or ""
+    sharing: set[str] = field(default_factory=set)  # sources that share audio with others
     lengths_s: dict[str, float] = field(default_factory=dict)  # by source, from the headers; 0 if unknown
-    songs: dict[str, str] = field(default_factory=dict)  # the songs of those sources that are stems
-    not_independent: list[str] = field(default_factory=list)  # sources in val that have audio in common with train
+    songs: dict[str, str] = field(default_factory=dict)  # the song of each source that is a stem
+    not_independent: list[str] = field(default_factory=list)  # sources in val that share audio with train
 
     @property
     def used(self) -> list[str]:
@@ -46,11 +46,11 @@ def select_pairs(
 ) -> Selection:
     """Choose the pairs of a dataset and stage their segments.
 
-    sources: the audio files, in the order in which new ones are taken for validation.
+    sources: the audio files. New ones are chosen for validation in this order.
     earlier: the splits of an earlier dataset, which its tracks keep. workers: the processes that read the files.
 
-    The lengths in the headers make the plan. Where they promise wrongly, or a recording is there twice, further
-    rounds fill up from the other tracks.
+    The plan is based on the lengths in the headers. If a header is wrong, or a recording occurs twice, further rounds
+    take more pairs from the other tracks.
     """
     read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
@@ -76,7 +76,7 @@ def select_pairs(
         for track in Progress().over(staged, len(work), "tracks cut"):
             tracks[track.source] = track
         known = earlier.known(sources, tracks)
-        # Of two copies the known one is used, or the longer one (a download may have broken off), or the larger.
+        # Of two copies, use the known one, else the longer one (a download may be incomplete), else the larger file.
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
         order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
         found, selection.skipped, links = _compare(order, tracks)
@@ -98,9 +98,9 @@ def select_pairs(
 def _compare(
     order: list[str], tracks: dict[str, Track]
 ) -> tuple[dict[str, list[Pair]], dict[str, str], list[tuple[str, str]]]:
-    """What of each track no earlier one in `order` has as well.
+    """Find the pairs of each track that no earlier track in `order` contains.
 
-    Returns its pairs and, if it has none, the reason, both by source, and which two tracks have a part in common.
+    Returns the pairs by source, the reasons of sources without pairs, and which two tracks share audio.
     """
     repeats, sharing = compare_tracks([_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
@@ -122,10 +122,10 @@ def _compare(
 def _tie(
     links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
-    """The splits of the tracks that may not be chosen freely: the known ones, and those with a part in common.
+    """The fixed splits: those of tracks with a known split and of tracks that share audio.
 
-    The latter are for training; one that shares audio with an earlier dataset's validation is left out. Stems of one
-    song stay together in any case.
+    Tracks that share audio go to training. One that shares audio with a validation track of an earlier dataset is left
+    out. Stems of one song don't count as sharing, because they stay in one split anyway.
     """
     splits, selection.sharing = dict(known), set()
     links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]
@@ -139,7 +139,7 @@ def _tie(
                 selection.sharing.add(source)
             elif source not in in_val:
                 found[source] = []
-                selection.skipped[source] = f"shares audio with {in_val[0]}, which is for validation"
+                selection.skipped[source] = f"shares audio with {in_val[0]}, which is in validation"
     return splits
 
 
@@ -149,7 +149,7 @@ def _prints(track: Track) -> np.ndarray:
 
 
 def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:
-    """How many pairs a track has, as far as is known."""
+    """How many pairs a track has, as far as we know."""
     if track is None:
         return promised
     if track.is_whole or not pairs:
@@ -158,14 +158,14 @@ def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:
 
 
 def _staged(track: Track, pairs: list[Pair]) -> list[Pair]:
-    """Those of a track's pairs whose segments are staged."""
+    """The pairs of a track whose segments are staged."""
     usable = [pair.index for pair in usable_pairs(track, {})]
     staged = set(usable[: track.staged_pairs])
     return [pair for pair in pairs if pair.index in staged]
 
 
 def _to_stage(track: Track | None, pairs: list[Pair], count: int) -> int:
-    """How many pairs a track has to be staged with, so that `count` can be taken; 0 if it is ready."""
+    """How many pairs of a track to stage so that `count` are available; 0 if they are already."""
     if track is None:
         return count
     missing = count - len(_staged(track, pairs))

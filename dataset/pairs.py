@@ -1,6 +1,6 @@
-"""The pairs of a dataset on disk: their WAV files, and the metadata.txt that records them.
+"""The pairs of a dataset on disk: their WAV files, and the metadata.txt that lists them.
 
-metadata.txt is for people and for programs: `key: value` lines, then one tab-separated row for each skipped
+metadata.txt can be read by people and programs. It has `key: value` lines, then one tab-separated row for each skipped
 file, each pair, and each WAV with the digest of its samples.
 """
 
@@ -30,7 +30,7 @@ DIGEST_HEADER = "segment\tdigest"
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One pair: its name (pair_0000), split (train or val), source track and start in it (seconds)."""
+    """One pair: its name (pair_0000), split (train or val), source track, and start in the track (seconds)."""
 
     name: str
     split: str
@@ -39,7 +39,7 @@ class PairRow:
 
     @property
     def files(self) -> tuple[str, str]:
-        """The pair's two files below the dataset's folder."""
+        """The pair's two files, relative to the dataset's folder."""
         return f"{self.split}/{self.name}_input.wav", f"{self.split}/{self.name}_output.wav"
 
 
@@ -52,7 +52,7 @@ class Metadata:
 
 
 def digest_of(pcm16: np.ndarray) -> str:
-    """What names a segment by its sound: the first 32 hex digits of the SHA-256 of its int16 samples."""
+    """A segment's identity: the first 32 hex digits of the SHA-256 of its int16 samples."""
     return hashlib.sha256(pcm16.astype("<i2").tobytes()).hexdigest()[:32]
 
 
@@ -64,9 +64,9 @@ def write_metadata(
     pairs: list[PairRow],
     digests: dict[str, str] | None = None,
 ) -> None:
-    """Write metadata.txt; names in it must be free of tabs and newlines (see `printable`).
+    """Write metadata.txt. Names must not contain tabs or newlines (see `printable`).
 
-    It is written after the WAVs, so that one that is newer than it was changed since.
+    Write it after the WAVs: a WAV that is newer than metadata.txt counts as changed.
     """
     lines = [TITLE, ""]
     lines += [f"{key}: {value}" for key, value in (settings | totals).items()]
@@ -78,17 +78,17 @@ def write_metadata(
 
 
 def check_is_ours(path: Path) -> None:
-    """UserError if there is a file at `path` that is no metadata.txt of this project: it must not be touched."""
+    """Raise UserError if the file at `path` is not a metadata.txt of this project, which must not be touched."""
     if not path.exists():
         return
     with open(path, "rb") as file:
         is_ours = file.read(len(TITLE)) == TITLE.encode()
     if not is_ours:
-        raise UserError(f"{path}: is not this project's; choose another folder, or delete it if it is of no use")
+        raise UserError(f"{path}: was not written by this project; choose another folder or delete the file")
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read metadata.txt; UserError if it is missing, damaged or of an earlier version."""
+    """Read metadata.txt. Raises UserError if it is missing, damaged or from an earlier version."""
     check_is_ours(path)
     try:
         with open(path, encoding="utf-8", newline="\n") as file:  # line by line: 200,000 pairs are 50 MB
@@ -104,11 +104,11 @@ def read_metadata(path: Path) -> Metadata:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; create the dataset first (create_dataset_pairs_wav.py)") from error
     except ValueError as error:
-        raise UserError(f"{path}: is damaged; create the dataset again with --overwrite") from error
+        raise UserError(f"{path}: damaged; create the dataset again with --overwrite") from error
 
 
 class _HeaderError(Exception):
-    """A section does not begin as this version writes it."""
+    """A section does not begin with the expected header."""
 
 
 def _section(file: Iterable[str]) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _section(file: Iterable[str]) -> Iterator[str]:
 
 
 def _table(file: Iterable[str], header: str) -> Iterator[list[str]]:
-    """The rows of a section that begins with `header`."""
+    """The rows of a section with this header."""
     lines = _section(file)
     if next(lines, "") != header:
         raise _HeaderError(header)
@@ -127,7 +127,7 @@ def _table(file: Iterable[str], header: str) -> Iterator[list[str]]:
 def _pair_row(row: list[str]) -> PairRow:
     name, split, source, start = row
     if not re.fullmatch(r"pair_[0-9]{4,9}", name) or split not in ("train", "val") or not start.isdecimal():
-        raise ValueError(name)  # a name becomes a path, and must not leave the dataset's folder
+        raise ValueError(name)  # names become paths, and must stay in the dataset's folder
     return PairRow(name, sys.intern(split), sys.intern(source), int(start))
 
 
@@ -135,7 +135,7 @@ def _pair_row(row: list[str]) -> PairRow:
 
 
 class PairPaths(Sequence):
-    """(input WAV, output WAV) of each pair; made when asked for, as 200,000 pairs of paths fill 200 MB."""
+    """(input WAV, output WAV) of each pair. Paths are made on demand, because 200,000 pairs of them take 200 MB."""
 
     def __init__(self, folder: Path, names: list[str]):
         self.folder, self.names = folder, names
@@ -149,9 +149,9 @@ class PairPaths(Sequence):
 
 
 def find_pairs(split_dir: Path) -> PairPaths:
-    """The pairs of a split in the order of their names.
+    """The pairs of a split, sorted by name.
 
-    Raises UserError if there is no such folder, no pair in it, or half of one.
+    Raises UserError if the folder is missing or empty, or if half of a pair is missing.
     """
     if not split_dir.is_dir():
         raise UserError(f"{split_dir}: no such folder; create the dataset first (create_dataset_pairs_wav.py)")
@@ -164,19 +164,18 @@ def find_pairs(split_dir: Path) -> PairPaths:
         name = min(halves)
         other = "output" if name in found["input"] else "input"
         raise UserError(
-            f"{split_dir / name}_{other}.wav: missing, though the other half of its pair is there; "
-            "create the dataset again"
+            f"{split_dir / name}_{other}.wav: missing, but the other half of its pair exists; create the dataset again"
         )
     if not found["input"]:
         raise UserError(
-            f"{split_dir}: holds no pairs; create the dataset first (create_dataset_pairs_wav.py), "
+            f"{split_dir}: contains no pairs; create the dataset first (create_dataset_pairs_wav.py), "
             "with more music if this is val/"
         )
     return PairPaths(split_dir, sorted(found["input"]))
 
 
 def check_wav(path: Path, sample_rate: int) -> int:
-    """The samples of a WAV; UserError if it is not mono at `sample_rate`."""
+    """The number of samples in a WAV. Raises UserError if it is not mono at `sample_rate`."""
     try:
         info = soundfile.info(os.fsencode(path))
     except soundfile.SoundFileError as error:
@@ -190,11 +189,14 @@ def check_wav(path: Path, sample_rate: int) -> int:
 
 
 def read_pcm16(path: Path) -> np.ndarray:
-    """int16 [samples]. Other WAVs are refused: read as 16 bits, NaN in a float WAV would become a number."""
+    """Read a 16-bit WAV: int16 [samples].
+
+    Raises UserError for other WAVs: converted to 16 bits, NaN in a float WAV would become a number.
+    """
     try:
         with soundfile.SoundFile(os.fsencode(path)) as wav:
             if wav.subtype != "PCM_16":
                 raise UserError(f"{path}: {wav.subtype}, must be 16-bit PCM; create the dataset again")
             return wav.read(dtype="int16")
     except soundfile.SoundFileError as error:
-        raise UserError(f"{path}: cannot be read; create the dataset again") from error
+        raise UserError(f"{path}: unreadable; create the dataset again") from error

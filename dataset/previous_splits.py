@@ -1,4 +1,4 @@
-"""What an earlier dataset in the same folder means for the new one: its tracks keep their splits."""
+"""Keep the splits of an earlier dataset in the same folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ EARLIER_SPLIT = re.compile(r"not needed for \d+ pairs; (train|val) before")
 
 
 def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> None:
-    """Say which audio files were added or removed since; UserError if it is other music altogether."""
+    """Print which audio files were added or removed since. Raises UserError if the music is entirely different."""
     before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
     now = {printable(source) for source in sources}
-    names = {Path(row.source).stem for row in previous.pairs}  # it may have been moved, or encoded anew
+    names = {Path(row.source).stem for row in previous.pairs}  # files may have been moved or re-encoded
     if 2 * len(names & {Path(source).stem for source in now}) < len(names) and not before & now:
         raise UserError(
-            f"{output_dir}: a dataset of other music: most of its files are not in --input_dir; "
+            f"{output_dir}: a dataset of other music (most of its files are not in --input_dir); "
             "add --overwrite or choose another --output_dir"
         )
     for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
@@ -34,9 +34,9 @@ def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> 
 
 @dataclass(frozen=True)
 class PreviousSplits:
-    """Where the tracks of an earlier dataset stand, "train" or "val": a model may have been trained on them."""
+    """The splits ("train" or "val") of an earlier dataset's tracks, which a model may have been trained on."""
 
-    of_name: dict[str, str] = field(default_factory=dict)  # by path without its ending: an MP3 may become a FLAC
+    of_name: dict[str, str] = field(default_factory=dict)  # by path without extension: an MP3 may become a FLAC
     name_of: dict[str, str] = field(default_factory=dict)  # by digest of a segment: a file may be renamed
 
     @classmethod
@@ -44,13 +44,13 @@ class PreviousSplits:
         notes = [(source, EARLIER_SPLIT.fullmatch(reason)) for source, reason in previous.skipped]
         splits = {_name(source): note[1] for source, note in notes if note}
         rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)
-        # Training comes last, and holds: a track in both splits was alone, and split in time.
+        # Training comes last and wins. A track in both splits was the only one, split in time.
         splits |= {_name(row.source): row.split for row in rows}
         files = {name: _name(row.source) for row in previous.pairs for name in row.files}
         return cls(splits, {digest: files[name] for name, digest in previous.digests.items() if name in files})
 
     def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
-        """The splits of those files, by their audio as far as they are read, else by their names."""
+        """The earlier splits of these files, found by audio if they have been read, else by name."""
         present, gone = {_name(source) for source in sources}, {}
         for name in self.of_name.keys() - present:
             gone.setdefault(os.path.basename(name), set()).add(self.of_name[name])
@@ -77,5 +77,5 @@ def _name(source: str) -> str:
 
 
 def not_needed(max_pairs: int, split: str) -> str:
-    """Why a track beyond --max_pairs is not in the dataset; names its split in an earlier one, if it was there."""
+    """Why a track beyond --max_pairs is not in the dataset, with its split in an earlier dataset if it had one."""
     return f"not needed for {max_pairs} pairs" + (f"; {split} before" if split else "")

@@ -1,9 +1,9 @@
-"""The same recording in two files: recognised by fingerprints, across cuts, encodings and levels.
+"""Recognize the same recording in two files by fingerprints, even if it was trimmed, re-encoded or made louder.
 
-After Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): 32 bits for each frame, the signs
-of the differences of energy over 33 neighbouring bands (200 to 1100 Hz) and over time. Of two copies of one recording,
-cut and encoded in different ways, up to a fifth of the bits differ; of two recordings, 40% and more. A recording that
-was sped up, another mix and another performance are not recognised.
+The method is from Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002). Each frame has 32
+bits: the signs of energy differences between 33 neighboring bands (200 to 1100 Hz) and over time. In copies of one
+recording that are cut and encoded differently, up to a fifth of the bits differ; in two recordings, 40% or more. Other
+speeds, mixes and performances are not recognized.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import numpy as np
 import soxr
 import torch
 
-RATE = 2400  # Hz, to which tracks are resampled: enough for the highest band
-FRAME, HOP = 3072, 307  # samples at this rate: 1.28 s every 0.128 s, so that it matters little where a cut begins
-SILENT = 1e-2  # energy of a frame (that of a full-scale sine is 6e5) below which its signs are noise
+RATE = 2400  # Hz; tracks are resampled to it, and it is enough for the highest band
+FRAME, HOP = 3072, 307  # samples at this rate. Frames of 1.28 s every 0.128 s tolerate a cut at any position.
+SILENT = 1e-2  # energy of a frame below which its signs are noise; a full-scale sine has 6e5
 WINDOW = np.hanning(FRAME).astype(np.float32)
-EDGES = np.geomspace(200, 1100, 34) * FRAME / RATE  # of the bands, in bins
+EDGES = np.geomspace(200, 1100, 34) * FRAME / RATE  # band edges, in bins
 FIRST_BIN, LAST_BIN = math.ceil(EDGES[0]), math.ceil(EDGES[-1])
 BINS = np.arange(FIRST_BIN, LAST_BIN)[:, None]
-# The product is torch's, as NumPy's takes all cores, and each worker has one.
+# Multiplied with torch, because NumPy's product takes all cores, and each worker has one.
 BANDS = torch.from_numpy(((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32))  # [bins, 33]
 
-MAX_DIFFERENT = 10  # bits of 32 in prints that count as equal
-MIN_EQUAL = 0.95  # of the prints where two tracks overlap; of copies it was 0.99 and more
+MAX_DIFFERENT = 10  # prints that differ in at most this many of 32 bits count as equal
+MIN_EQUAL = 0.95  # share of equal prints where two tracks overlap; copies had 0.99 or more
 MIN_OVERLAP = 94  # prints: 12 s
-MIN_SHARED = 352  # prints: 45 s. Of shorter stretches music that is made of loops has many
-IGNORED_BITS = 8  # of 32, where prints are looked up: more copies are found
-MIN_HITS = 3  # identical prints at one lag that make it worth comparing
-MAX_ALIGNMENTS = 8  # of two tracks; those with the most hits
-MAX_COMMON = 64  # a print that stands in more tracks than this says little: hum, a drum machine
-BLOCK = 500  # tracks that are looked up at a time, for the sake of memory
+MIN_SHARED = 352  # prints: 45 s. Loop-based music shares many shorter stretches
+IGNORED_BITS = 8  # of 32 when prints are looked up, which finds more copies
+MIN_HITS = 3  # identical prints at one lag that make a comparison worthwhile
+MAX_ALIGNMENTS = 8  # alignments tried for two tracks, most hits first
+MAX_COMMON = 64  # prints found in more tracks than this mean little: hum, a drum machine
+BLOCK = 500  # tracks looked up at a time, to limit memory
 LAG_ZERO = 1 << 21  # prints: 75 h
 
 
 class Fingerprint:
-    """The prints of a track whose samples come piece by piece."""
+    """Computes the prints of a track as its samples arrive."""
 
     def __init__(self, sample_rate: int) -> None:
         self._resampler = soxr.ResampleStream(sample_rate, RATE, 1, "float32", "LQ")
         self._signal = np.zeros(0, np.float32)  # at RATE
-        self._energies = np.zeros((0, 33), np.float32)  # of the last frame
+        self._energies = np.zeros((0, 33), np.float32)  # the last frame's
         self._prints: list[np.ndarray] = []
 
     def add(self, samples: np.ndarray) -> None:
-        """The next float32 [samples] of the track."""
+        """Add the next float32 [samples] of the track."""
         signal = np.concatenate([self._signal, self._resampler.resample_chunk(samples)])
         count = max(0, (len(signal) - FRAME) // HOP + 1)
         self._signal = signal[count * HOP :]
@@ -63,17 +63,17 @@ class Fingerprint:
         self._prints.append(np.where(energies[1:].sum(axis=1) > SILENT, prints, 0))
 
     def prints(self) -> np.ndarray:
-        """uint32 [7.8 a second]; 0 where there is silence."""
+        """uint32 [prints], 7.8 per second; 0 means silence."""
         return np.concatenate([np.zeros(0, np.uint32), *self._prints])
 
 
 def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple[int, int]]]:
-    """Which tracks have audio in common, by their prints.
+    """Find tracks that share audio, by their prints.
 
-    Returns those that are the same recording as an earlier one, {index: index of the earlier one}, and those (earlier,
-    later) that share a part. The same recording: an alignment in which they overlap by at least 12 s and half of the
-    later track, and in which nearly all prints are nearly equal. A part: the same with half of the earlier track, or
-    45 s anywhere. Only the alignments at which the most prints are identical are looked at.
+    Returns the repeats {index: index of the earlier track that is the same recording}, and the (earlier, later) tracks
+    that share a part. Two tracks are the same recording if they have an alignment that overlaps by at least 12 s and
+    half of the later track, and nearly all prints in it are nearly equal. They share a part if the same holds for half
+    of the earlier track, or for any 45 s. Only the alignments with the most identical prints are checked.
     """
     repeats: dict[int, int] = {}
     sharing: set[tuple[int, int]] = set()
@@ -94,7 +94,7 @@ def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple
 
 
 def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
-    """(track, later track, lag in prints) that have at least MIN_HITS prints in common, most common first."""
+    """(track, later track, lag in prints) with at least MIN_HITS common prints, most hits first."""
     values, places, owners = [], [], []
     for owner, prints in enumerate(tracks):
         sounding = np.flatnonzero(prints)
@@ -116,7 +116,7 @@ def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
             equal = (value[distance:] == value[:-distance]) & (owner[:-distance] // BLOCK == block // BLOCK)
             lag = place[:-distance][equal] - place[distance:][equal]
             key = owner[:-distance][equal] << 42 | owner[distance:][equal] << 22 | lag + LAG_ZERO
-            keys += [key, key + 1]  # a cut between two frames has hits at two lags
+            keys += [key, key + 1]  # a cut between two frames gives hits at two lags
         key, hits = np.unique(np.concatenate(keys), return_counts=True)
         found.append(key[hits >= MIN_HITS])
         counts.append(hits[hits >= MIN_HITS])
@@ -126,7 +126,7 @@ def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
 
 
 def _common(first: np.ndarray, second: np.ndarray, lag: int) -> tuple[bool, bool]:
-    """Whether the second track is the same recording, or shares a part, its print k being `lag + k` of the first."""
+    """(is the same recording, shares a part), if print k of the second track is print `lag + k` of the first."""
     a, b = first[max(0, lag) :], second[max(0, -lag) :]
     a, b = a[: len(b)], b[: len(a)]
     sounds = (a != 0) & (b != 0)

@@ -1,6 +1,6 @@
-"""Tracks cut and written, each once, so that a run that was killed resumes.
+"""Cut tracks into segments and stage them on disk, so that a killed run resumes.
 
-A staged track is a folder in .staging/, named by a hash of the file's version and the settings.
+A staged track is a folder in .staging/. Its name is a hash of the file's version and the settings.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from dataset.selection import Segment, Track
 STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
 CHANGED = "changed while it was read; run this again when it is complete"
-LISTEN_S = 120  # so much of a track is read in any case, to recognise the same recording in another file
+LISTEN_S = 120  # always read this much of a track, to recognize the same recording in another file
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """Where tracks are read and staged, and how they are cut."""
+    """Where tracks are read and staged, and how they are cut into segments."""
 
     input_dir: str
     staging: str
     segment_duration: int  # s
     min_level_db: float  # dBFS
-    sample_rate: int = SAMPLE_RATE  # Hz, of the WAVs
+    sample_rate: int = SAMPLE_RATE  # of the WAVs, Hz
 
 
 def staged_tracks(output_dir: Path) -> list[Path]:
-    """The folders of the tracks cut so far, and what a killed run left of them."""
+    """The folders of staged tracks, including partial ones of a killed run."""
     return [p for p in output_dir.glob(f"{STAGING_NAME}/*") if STAGED_TRACK.fullmatch(p.name)]
 
 
 def remove_staged(output_dir: Path) -> None:
     for folder in staged_tracks(output_dir):
         shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it stays if it holds anything that is not ours
+    with contextlib.suppress(OSError):  # it stays if it contains other files
         (output_dir / STAGING_NAME).rmdir()
 
 
 def probe_track(cut: SegmentationSettings, source: str) -> tuple[float, int]:
-    """The seconds of a track by its header, and the bytes of its file; (0, 0) if it cannot be read."""
+    """(seconds by its header, bytes of the file) of a track; (0, 0) if it cannot be read."""
     path = Path(cut.input_dir, source)
     try:
         with open_audio(path) as audio:
@@ -64,10 +64,10 @@ def probe_track(cut: SegmentationSettings, source: str) -> tuple[float, int]:
 
 
 def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) -> Track:
-    """Read a track and write the segments of its first usable pairs, as many as asked for.
+    """Read a track and write the segments of its first usable pairs, up to the requested number.
 
-    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears by one rename once
-    all of it is there; one that is there already is taken as it is.
+    A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears complete, by one
+    rename. If it exists already, it is used as it is.
     """
     source, pairs = source_and_pairs
     path, key = Path(cut.input_dir, source), _staging_key(cut, source, pairs)
@@ -76,7 +76,7 @@ def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) ->
         record = json.loads((final / "track.json").read_text())
         return Track(source, [Segment(**segment) for segment in record.pop("segments")], staged=str(final), **record)
 
-    torch.set_num_threads(1)  # one process a core
+    torch.set_num_threads(1)  # there is one process per core
     partial = Path(cut.staging, f"{key}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -92,14 +92,14 @@ def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) ->
 
 
 def lost_track(source_and_pairs: tuple[str, int], reason: str) -> Track:
-    """The track of a file that ended the processes that read it."""
+    """The track of a file that crashed the processes that read it."""
     return Track(source_and_pairs[0], [], problem=reason)
 
 
 def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
-    """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and its prints, into `folder`.
+    """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and the track's prints, into `folder`.
 
-    Returns the segments that were read, the number of pairs written, whether that is the whole track, and the problem.
+    Returns the segments read, the number of pairs written, whether the whole track was read, and its problem.
     """
     segments: list[Segment] = []
     fingerprint, previous, written, is_whole = Fingerprint(cut.sample_rate), None, 0, True
@@ -130,21 +130,21 @@ def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tup
     if len(segments) < 2:
         problems.append(f"shorter than the {2 * cut.segment_duration} s of a pair ({seconds:.1f} s)")
     elif written == 0:
-        cancel, quiet = "its channels cancel: their mean is silence", "no two neighbouring segments are loud enough"
+        cancel, quiet = "its channels cancel out (their mean is silence)", "no two consecutive segments are loud enough"
         problems.append(cancel if audio.channels_cancel else quiet)
     return segments, written, is_whole, "; ".join(problems)
 
 
 def _write(path: Path, content: bytes) -> None:
-    with name_in_errors(path):  # not atomic: the folder is
+    with name_in_errors(path):  # need not be atomic, because the folder is renamed
         path.write_bytes(content)
 
 
 def _staging_key(cut: SegmentationSettings, source: str, pairs: int) -> str:
-    """What names a track's staged folder: the version of the file, and the settings."""
+    """The name of a track's staged folder: a hash of the file's version and the settings."""
     try:
         about = Path(cut.input_dir, source).stat()
-        version = (about.st_size, about.st_ctime_ns)  # of the content, the name and the permissions
+        version = (about.st_size, about.st_ctime_ns)  # ctime changes with content, name and permissions
     except OSError as error:
         version = (error.errno,)
     identity = [source, *version, pairs, cut.segment_duration, cut.min_level_db, cut.sample_rate]

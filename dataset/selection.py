@@ -1,4 +1,4 @@
-"""Which pairs a dataset takes: as evenly from the tracks as the music allows, no track in both splits."""
+"""Choose pairs as evenly from the tracks as their lengths allow, with no track in both splits."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TRACKS_FOR_A_VERDICT = 10  # what an evaluation's verdict needs
-TRAIN_ONLY = "tied"  # instead of a split: has audio in common with another track, so both are for training
+TRACKS_FOR_A_VERDICT = 10  # validation tracks that an evaluation needs for a verdict
+TRAIN_ONLY = "tied"  # in place of a split: the track shares audio with another, so both go to training
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What is known of one segment of a track."""
+    """The properties of one segment of a track."""
 
     digest: str  # of the 16-bit samples; "" if they are not finite
     usable: bool  # loud enough and finite
@@ -21,14 +21,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Track:
-    """One audio file as far as it was cut: its segments in order, and where those of its first pairs are staged."""
+    """One audio file: its segments so far, in order, and where the segments of its first pairs are staged."""
 
     source: str  # path below the input folder
     segments: list[Segment]
-    staged_pairs: int = 0  # of its first usable pairs, the segments are staged
-    is_whole: bool = True  # it was read to its end
-    problem: str = ""  # what is not whole, or why it gave nothing
-    staged: str = ""  # folder with NNNNN.wav for each staged segment, and its prints
+    staged_pairs: int = 0  # the segments of this many first usable pairs are staged
+    is_whole: bool = True  # whether it was read to its end
+    problem: str = ""  # what is wrong with the file, or why it has no pairs
+    staged: str = ""  # folder with NNNNN.wav for each staged segment, and the track's prints
 
     def wav(self, index: int) -> Path:
         return Path(self.staged) / f"{index:05d}.wav"
@@ -43,16 +43,16 @@ class Pair:
 
 
 def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
-    """The pairs of a track whose two segments are usable and stand in no earlier track.
+    """The pairs of a track whose two segments are usable and occur in no earlier track.
 
-    `owners` maps the digests seen so far to their tracks and is brought up to date.
+    `owners` maps the digests seen so far to their tracks. It is updated.
     """
     good = [s.usable and owners.setdefault(s.digest, track.source) == track.source for s in track.segments]
     return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
 
 
 def spread(capacities: Sequence[int], total: int) -> list[int]:
-    """`total` pairs, or all there are, over tracks that have `capacities`: as evenly as can be."""
+    """Spread at most `total` pairs as evenly as possible over tracks with these `capacities`."""
     left, level = min(total, sum(capacities)), 0
     counts = [0] * len(capacities)
     while left > 0:
@@ -69,9 +69,9 @@ def spread(capacities: Sequence[int], total: int) -> list[int]:
 def choose_validation_songs(
     capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None], songs: Sequence[str]
 ) -> set[int]:
-    """`choose_validation` for tracks of which several can belong to one song, all in one split.
+    """Like `choose_validation`, but all tracks of one song go into one split.
 
-    songs: the song of each track. A track that an earlier dataset has keeps its split even so.
+    songs: the song of each track. A track still keeps the split it had in an earlier dataset.
     """
     numbers = {song: number for number, song in enumerate(dict.fromkeys(songs))}
     totals, splits = [0] * len(numbers), [None] * len(numbers)
@@ -89,14 +89,14 @@ def choose_validation_songs(
 def choose_validation(
     capacities: Sequence[int], max_pairs: int, val_pairs: int, known: Sequence[str | None]
 ) -> set[int]:
-    """Which tracks are for validation: at least one, if there are two and not all were for training before.
+    """Choose the validation tracks: at least one if there are two tracks and not all were in training before.
 
-    capacities: pairs of each track, in the order in which new ones are taken. known: the split that a track has in
-    an earlier dataset ("train" or "val"), which it keeps, as a model may have been trained on it; TRAIN_ONLY for a
-    track that is for validation only if there is no other; or None.
+    capacities: pairs of each track. New tracks are chosen in this order.
+    known: "train" or "val" for a track of an earlier dataset, which it keeps, because a model may have been trained on
+    it; TRAIN_ONLY for a track that goes to validation only if there is no other; or None.
 
-    Ten tracks where there are thirty, a third of fewer, the share val_pairs / max_pairs of many, and more if these
-    have too few pairs. A track with more than half of all pairs is for training.
+    Takes a third of the tracks, but at most ten, or the share val_pairs / max_pairs if that is more. Takes more tracks
+    if these have too few pairs. A track with more than half of all pairs is chosen last.
     """
     usable = [i for i, capacity in enumerate(capacities) if capacity]
     if val_pairs == 0 or len(usable) < 2:
@@ -116,20 +116,20 @@ def choose_validation(
 
 
 def _val_capacities(capacities: Sequence[int], val_pairs: int, val: set[int]) -> list[int]:
-    """What each validation track may give: at most its share, so that none outweighs the others."""
+    """How many pairs each validation track may give: at most its share, so that none outweighs the others."""
     share = -(-val_pairs // max(1, len(val)))
     return [min(capacity, share) if i in val else 0 for i, capacity in enumerate(capacities)]
 
 
 def plan(capacities: Sequence[int], max_pairs: int, val_pairs: int, val: set[int]) -> list[int]:
-    """How many pairs each track gives, `val` being the tracks for validation."""
+    """How many pairs each track gives. `val`: the validation tracks."""
     counts = spread([0 if i in val else capacity for i, capacity in enumerate(capacities)], max_pairs - val_pairs)
     val_counts = spread(_val_capacities(capacities, val_pairs, val), val_pairs)
     return [a + b for a, b in zip(counts, val_counts, strict=True)]
 
 
 def split_in_time(pairs: list[Pair], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:
-    """(train, val) of a single track: its end is for validation, without the pairs that straddle the cut."""
+    """(train, val) of a single track: its end is for validation, and pairs across the cut are dropped."""
     wanted = min(val_pairs, max(1, round(min(len(pairs), max_pairs) * val_pairs / max_pairs))) if val_pairs else 0
     pairs = pairs[: max_pairs + 2]
     if wanted and len(pairs) > 1:

@@ -1,4 +1,4 @@
-"""Which files of a folder are music: what has an audio ending, but nothing that this project wrote itself."""
+"""Find the music in a folder: files with an audio extension, except this project's own output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from audio.segments import WAV_COMMENT
 from dataset.pairs import METADATA_NAME, TITLE
 
-# The endings that stand for sound, whether or not a file with one can be read: each deserves a line that says so.
-# Anything else in a folder (covers, playlists, notes) is no music and is passed over.
+# Audio extensions. An unreadable file with one of these is reported. All other files (covers, playlists, notes) are
+# ignored.
 AUDIO_EXTENSIONS = frozenset(
     """.wav .wave .w64 .rf64 .bwf .flac .aif .aiff .aifc .caf .au .snd .voc .8svx .iff .mp1 .mp2 .mp3 .mpa .mpga
     .ogg .oga .ogx .opus .spx .m4a .m4b .m4p .m4r .mp4 .m4v .mov .qta .3gp .3g2 .aac .adts .alac .webm .weba .mka .mkv
@@ -23,7 +23,7 @@ AUDIO_EXTENSIONS = frozenset(
 
 @dataclass
 class Sources:
-    """The audio files below a folder, relative to it and sorted, and what was passed over as this project's own."""
+    """The audio files in a folder, relative to it and sorted, and how much of this project's output was ignored."""
 
     files: list[str] = field(default_factory=list)
     own_folders: int = 0
@@ -31,11 +31,10 @@ class Sources:
 
 
 def find_sources(folder: Path, output_dir: Path) -> Sources:
-    """Search `folder` for audio files, links to folders followed.
+    """Search `folder` for audio files, following links to folders.
 
-    Passed over: hidden files (macOS keeps `._NAME` beside NAME), `output_dir`, and what this project wrote. A folder is
-    entered once, so a loop of links ends. A folder that cannot be read stands in the list itself: opening it will say
-    why.
+    Ignores hidden files (macOS keeps `._NAME` beside NAME), `output_dir`, and this project's own output. Each folder is
+    entered once, so loops of links end. An unreadable folder is itself listed, so that opening it reports the reason.
     """
     found = Sources()
     entered = {_identity(output_dir)} if output_dir.exists() else set()
@@ -70,7 +69,7 @@ def listing(input_dir: Path, sources: list[str]) -> str:
 
 
 def size_and_date(path: Path) -> tuple[int, int]:
-    """(bytes, seconds since 1970) of a file; (0, 0) if it is not there."""
+    """(bytes, modification time in seconds since 1970) of a file; (0, 0) if it does not exist."""
     try:
         about = path.stat()
         return about.st_size, int(about.st_mtime)
@@ -84,7 +83,7 @@ def _identity(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def _is_own_folder(folder: Path) -> bool:
-    """Whether a folder holds the metadata.txt of a dataset or the results.json of an evaluation."""
+    """Whether a folder contains the metadata.txt of a dataset or the results.json of an evaluation."""
     try:
         if (folder / METADATA_NAME).is_file():
             with open(folder / METADATA_NAME, "rb") as file:
@@ -97,9 +96,9 @@ def _is_own_folder(folder: Path) -> bool:
 
 
 def _is_own_wav(path: str) -> bool:
-    """Whether a WAV carries the comment that `write_wav` gives what is made for listening."""
+    """Whether a WAV has the comment that marks this project's output."""
     try:
-        if not path.lower().endswith(".wav") or not os.path.isfile(path):  # a pipe would wait for a writer
+        if not path.lower().endswith(".wav") or not os.path.isfile(path):  # opening a pipe would wait for a writer
             return False
         with open(path, "rb") as file:
             return WAV_COMMENT.encode() in file.read(256)

@@ -1,5 +1,4 @@
-"""Which audio each WAV of a split holds and what came before it, from metadata.txt, where possible
-without reading a sample."""
+"""Find which audio each WAV of a split contains and what precedes it, from metadata.txt if possible."""
 
 from __future__ import annotations
 
@@ -14,18 +13,17 @@ from common.threads import read_ahead
 from dataset.pairs import METADATA_NAME, Metadata, PairPaths, check_wav, digest_of, read_metadata, read_pcm16
 
 WAV_HEADER_BYTES = 44
-WAVS_AT_A_TIME = 16  # that a thread checks: for one alone, handing it over takes longer than the check
+WAVS_AT_A_TIME = 16  # checked by a thread in one go: handing over a single WAV takes longer than checking it
 
 
 class SplitSegments:
     """The WAVs of a split, numbered input, output, input, output, ... in the order of its pairs.
 
-    Attributes: `num_samples` in each; `digests`, which name the audio (`digest_of`), [2 * pairs] bytes;
-    `predecessors`, the number of the WAV that ends where each one begins in its track, [2 * pairs] int64, -1
-    where the split has none; `tracks`, the sources of its pairs as far as metadata.txt knows them.
+    Attributes: `num_samples` in each WAV; `digests` of the audio (`digest_of`), [2 * pairs] bytes; `predecessors`, the
+    number of the WAV that ends where each one begins in its track, [2 * pairs] int64, or -1 if the split has none;
+    `tracks`, the sources of the pairs that metadata.txt lists.
 
-    Raises UserError that names the file if a WAV is not mono 16-bit PCM at `sample_rate`, or of another length
-    than the rest.
+    Raises UserError if a WAV is not mono 16-bit PCM at `sample_rate` or differs in length from the rest.
     """
 
     def __init__(self, split_dir: Path, pairs: PairPaths, sample_rate: int):
@@ -36,10 +34,8 @@ class SplitSegments:
         seconds = int(metadata.settings.get("segment_duration", 0))
         self.num_samples = seconds * sample_rate or check_wav(self.path(0), sample_rate)
         self.tracks = {row.source for row in metadata.pairs if row.split == split_dir.name}
-        self.changed_ns, self.is_as_listed = (
-            0,
-            True,
-        )  # the last change of any of the WAVs; are all as metadata.txt says?
+        self.changed_ns = 0  # when any of the WAVs last changed
+        self.is_as_listed = True  # whether all WAVs have the digests in metadata.txt
         self.digests = self._digests(metadata, written_ns, sample_rate)
         self.predecessors = self._predecessors(metadata, split_dir.name, self.num_samples // sample_rate)
 
@@ -47,27 +43,27 @@ class SplitSegments:
         return self.pairs[wav // 2][wav % 2]
 
     def read(self, wav: int) -> np.ndarray:
-        """The samples of a WAV, int16 [num_samples]."""
+        """Read a WAV: int16 [num_samples]."""
         samples = read_pcm16(self.path(wav))
         if len(samples) != self.num_samples:
             raise UserError(
-                f"{self.path(wav)}: {len(samples)} samples, the others have {self.num_samples}; "
+                f"{self.path(wav)}: {len(samples)} samples, but the others have {self.num_samples}; "
                 "create the dataset again"
             )
         return samples
 
     def _digests(self, metadata: Metadata, written_ns: int, sample_rate: int) -> np.ndarray:
-        """WAVs that are newer than metadata.txt, or of another size, are read; metadata.txt knows the others.
+        """The digest of each WAV. Reads only WAVs that are newer than metadata.txt or have another size.
 
-        `cp -p` and `rsync -a` set an older modification date, but nothing sets the date of the inode's last change.
-        A copied dataset is therefore read at every start, until `confirm_metadata` has compared it. Threads do it, as
-        asking a network file system about one file takes a millisecond.
+        `cp -p` and `rsync -a` restore an older modification time, but nothing can set the inode's change time. So every
+        start reads a copied dataset in full until `confirm_metadata` has compared it. Threads do the checks, because a
+        network file system takes a millisecond for each file.
         """
         size = WAV_HEADER_BYTES + 2 * self.num_samples
         dataset, split = os.path.split(os.path.abspath(self.pairs.folder))
 
         def examine(wav: int) -> tuple[str, int, bool]:
-            """Its digest, when it was last changed, and whether metadata.txt lists it so."""
+            """Its digest, its last change, and whether metadata.txt lists this digest."""
             name = f"{split}/{self.pairs.names[wav // 2]}_{'output' if wav % 2 else 'input'}.wav"
             known, about = metadata.digests.get(name), os.stat(f"{dataset}/{name}")
             changed_ns = max(about.st_mtime_ns, about.st_ctime_ns)
@@ -89,7 +85,7 @@ class SplitSegments:
         return digests
 
     def _predecessors(self, metadata: Metadata, split: str, seconds: int) -> np.ndarray:
-        """An output follows its pair's input; an input what the same track has one segment earlier."""
+        """The predecessor of an output is its pair's input. That of an input is the track's previous segment."""
         number = {name: pair for pair, name in enumerate(self.pairs.names)}
         rows = [(row, number[row.name]) for row in metadata.pairs if row.split == split and row.name in number]
         at = {}  # (source, second) -> the WAV that begins there
@@ -105,7 +101,7 @@ class SplitSegments:
 
 
 def confirm_metadata(splits: list[SplitSegments], path: Path) -> None:
-    """Date the metadata.txt at `path` after all WAVs of its splits if they hold the audio that it lists."""
+    """Make the metadata.txt at `path` newer than all WAVs of its splits, if they contain the audio it lists."""
     if path.exists() and all(split.is_as_listed for split in splits):
         newest_ns = max([path.stat().st_mtime_ns, *(split.changed_ns for split in splits)])
         with contextlib.suppress(OSError):  # read-only

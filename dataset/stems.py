@@ -16,10 +16,10 @@ STEM_NAME = re.compile(rf"(?:(?P<song>.+?) )?(?P<part>{PARTS}|(?:stem|raw)(?: \d
 
 
 def songs_of_stems(sources: Iterable[str]) -> dict[str, str]:
-    """Which files are stems of which song, by their names: {source: song}.
+    """Find stems and their songs by file name: {source: song}.
 
-    Two files with different parts are the stems of a song if they have the rest of their name in common or, where
-    there is no rest, the folder. A file that has just the song's name is its mix, and belongs to it too.
+    Two files are stems of one song if their names differ only in the part. If the name is only a part, they must be in
+    the same folder. A file with just the song's name is its mix and belongs to it too.
     """
     parts: dict[str, dict[str, str]] = defaultdict(dict)  # song -> {source: part}
     names = {source: _words(Path(source).stem) for source in sources}
@@ -34,5 +34,5 @@ def songs_of_stems(sources: Iterable[str]) -> dict[str, str]:
 
 
 def _words(name: str) -> str:
-    """A name in lower case, its words separated by single spaces."""
+    """A name in lower case with words separated by single spaces."""
     return re.sub(r"[\W_]+", " ", name).strip().lower()

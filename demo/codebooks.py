@@ -1,4 +1,4 @@
-"""The codebooks of `demo/train_codec.py`, and the space they are fitted in."""
+"""Fit the codebooks of `demo/train_codec.py`, and the space they quantize."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch.nn import functional as F
 from audio.codec_model import HOP_LENGTH
 from demo.resampler_start import convolution, set_weight, weight_of
 
-KBPS = 6.0  # eight codebooks of 1024 entries, 75 times a second
-ROUNDS = 8  # of k-means
-MEMORY_FRAMES = 8  # in which the decoder answers to an embedding
+KBPS = 6.0  # eight codebooks of 1024 entries, 75 times per second
+ROUNDS = 8  # iterations of k-means
+MEMORY_FRAMES = 8  # how long an embedding affects the decoder's output
 
 
 @torch.no_grad()
 def measure_by_ear(model: EncodecModel, tracks: torch.Tensor, seed: int) -> None:
-    """Turn and scale the embeddings until equal distances are equal errors in the decoded sound.
+    """Rotate and scale the embeddings so that equal distances mean equal errors in the decoded waveform.
 
-    k-means and the nearest codebook entry know distances between embeddings only. Adding a small d to one embedding
-    changes the sound by about J d, so the error is d' M d with M = J' J, and embeddings times M^½ have distances that
-    are errors. J is found by adding noise to embeddings of tracks [N, samples]. As a convolution ends the
-    encoder and another begins the decoder, the matrix and its inverse go into these, and nothing else changes.
+    k-means and the search for the nearest codebook entry only see distances between embeddings. Adding a small d to an
+    embedding changes the waveform by about J d, so the error is d' M d with M = J' J. After multiplying embeddings by
+    M^½, their distances are these errors. J is estimated by adding noise to embeddings of tracks [N, samples]. The
+    encoder ends with a convolution and the decoder begins with one. The matrix and its inverse are merged into these,
+    so nothing else changes.
     """
     device, dimension = next(model.parameters()).device, model.encoder.dimension
     draw = torch.Generator().manual_seed(seed)
@@ -45,7 +46,7 @@ def measure_by_ear(model: EncodecModel, tracks: torch.Tensor, seed: int) -> None
 
 @torch.no_grad()
 def fit_codebooks(model: EncodecModel, tracks: torch.Tensor, seed: int, frames: int) -> float:
-    """Fit the codebooks to that many frames of tracks [N, samples]; the share of their power that is left over."""
+    """Fit the codebooks to `frames` frames of tracks [N, samples]. Returns the share of power in the residual."""
     device = next(model.parameters()).device
     embeddings = torch.cat([model.encoder(one[None, None].to(device))[0].T for one in tracks])  # [frames, 128]
     draw = torch.Generator().manual_seed(seed)
@@ -65,7 +66,7 @@ def are_fitted(model: EncodecModel) -> bool:
 
 
 def k_means(points: torch.Tensor, count: int, draw: torch.Generator) -> torch.Tensor:
-    """Centres [count, 128] of points [N, 128]; one that no point is nearest to moves to a random point."""
+    """Centers [count, 128] of points [N, 128]. An empty cluster's center moves to a random point."""
 
     def random_points() -> torch.Tensor:
         return points[torch.randint(len(points), (count,), generator=draw).to(points.device)]
@@ -80,12 +81,12 @@ def k_means(points: torch.Tensor, count: int, draw: torch.Generator) -> torch.Te
 
 
 def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """The index of the centre nearest to each point, [N]."""
+    """The index of the nearest center for each point, [N]."""
     half_norms = centres.square().sum(dim=1) / 2
     return torch.cat([(some @ centres.T - half_norms).argmax(dim=1) for some in points.split(8192)])
 
 
 @torch.no_grad()
 def quantize(model: EncodecModel, embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings [B, 128, frames] -> the same through the codebooks."""
+    """Embeddings [B, 128, frames] -> the same, quantized."""
     return model.quantizer.decode(model.quantizer.encode(embeddings, model.frame_rate, KBPS))

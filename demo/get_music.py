@@ -1,9 +1,9 @@
-"""Fetch 14 hours of freely licensed recordings from Debian's or Ubuntu's package archive: `make music`.
+"""Download 14 hours of freely licensed recordings from Debian's or Ubuntu's package archive: `make music`.
 
-    python demo/get_music.py --output_dir music        # about 670 MB; nothing is installed, no root is needed
+    python demo/get_music.py --output_dir music        # about 670 MB; installs nothing and needs no root
 
 Writes music/PACKAGE/*.ogg (some packages have MP3 or Opus) with each package's copyright file, and music/SOURCES.txt.
-A package that is complete is not fetched again. With other music, skip this: put your own files into music/.
+Complete packages are not downloaded again. You can put your own music into music/ instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.files import atomic_write, check_output_folder, lock_folder
 from common.progress import Progress
 from dataset.sources import AUDIO_EXTENSIONS
 
-# Patterns of package names; of several matches (wesnoth-1.16-music, wesnoth-1.18-music) the newest is taken.
+# Patterns of package names. If several match (wesnoth-1.16-music, wesnoth-1.18-music), the newest is used.
 PACKAGES = (
     r"wesnoth-[\d.]+-music",
     "warzone2100-music",
@@ -42,7 +42,7 @@ OWN_MUSIC = "or put your own music into"
 
 @dataclass
 class Settings:
-    output_dir: str = setting("music", "where the music goes", type=file_path)
+    output_dir: str = setting("music", "folder for the music", type=file_path)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Package:
 
     name: str
     version: str
-    num_bytes: int  # of the download
+    num_bytes: int  # download size
 
 
 @dataclass(frozen=True)
 class Source:
-    """A row of SOURCES.txt: a package whose music is complete in the folder of its name."""
+    """A row of SOURCES.txt: a package whose music is complete, in a folder with its name."""
 
     package: str
     version: str
@@ -66,7 +66,7 @@ class Source:
 
 
 def find_packages(remedy: str) -> tuple[list[Package], list[str]]:
-    """The packages that the lists of this machine offer, and the patterns for which there is none.
+    """The packages in this machine's package lists, and the patterns that match none.
 
     Raises UserError if this machine has no apt or no package lists.
     """
@@ -79,7 +79,7 @@ def find_packages(remedy: str) -> tuple[list[Package], list[str]]:
     found, missing = [], []
     for pattern in PACKAGES:
         matches = sorted((name for name in names if re.fullmatch(pattern, name)), key=_version_numbers)
-        # A name without a version belongs to a package that is only mentioned by another one.
+        # apt-cache also lists names that other packages only mention; these have no version.
         candidates = [package for name in matches if (package := _look_up(name))]
         if candidates:
             found.append(candidates[-1])
@@ -99,7 +99,7 @@ def _version_numbers(name: str) -> list[int]:
 
 
 def fetch(package: Package, music: Path, remedy: str) -> Source:
-    """Download and unpack a package; its folder in `music` appears complete or not at all."""
+    """Download and unpack a package. Its folder in `music` appears complete or not at all."""
     work = music / WORK
     shutil.rmtree(work, ignore_errors=True)
     unpacked, staged, folder = work / "unpacked", work / "staged", music / package.name
@@ -118,7 +118,7 @@ def fetch(package: Package, music: Path, remedy: str) -> Source:
         if path.suffix.lower() not in AUDIO_EXTENSIONS or not path.is_file() or path.is_symlink():
             continue
         target = staged / path.name
-        if target.exists():  # the same name in two of the package's folders
+        if target.exists():  # two of the package's folders have this name
             target = staged / f"{path.parent.name}_{path.name}"
         path.rename(target)
         hours += _duration_s(target) / 3600
@@ -142,7 +142,7 @@ def _output(*command: str) -> str:
 
 
 def _run(command: list[str], folder: Path, failure: str, remedy: str) -> None:
-    """Run a command in `folder`. Raises UserError with its first error if it fails."""
+    """Run a command in `folder`. If it fails, raises UserError with its first error."""
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]

@@ -1,12 +1,12 @@
-"""Synthesise a songbook that can be learned from: what `make demo` trains on.
+"""Synthesize songs that a model can learn to continue: the music of `make demo`.
 
     python demo/make_music.py                      # demo/music/song_NN.wav
-    python demo/make_music.py --num_tracks 100     # more of it
+    python demo/make_music.py --num_tracks 100     # more songs
 
-A band knows eight riffs, each with its own tempo, key, chords, bass and drums. A song is a walk over them: after each
-riff a coin decides between two successors, under an improvised melody that is never repeated. What comes next is thus
-never what was just played, nor its average; a model that has learned the book can predict it up to the coin and the
-melody. No song begins or ends with half of another. The seed determines everything.
+There are eight riffs, each with its own tempo, key, chords, bass and drums. A song is a random walk over them: after
+each riff a coin decides between two successors. Each song also has an improvised melody that never repeats. So copying
+the input or predicting the average does not work, but a model that has learned the riffs can predict everything except
+the coin and the melody. No song begins or ends with half of another. The seed determines everything.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from common.errors import run_script
 
 SAMPLE_RATE = 44100
 NUM_RIFFS = 8
-STEPS = (1, 3)  # the coin: to the next riff of the ring, or to the one three further on
-PROGRESSIONS = [(0, 5), (0, 3), (5, 3), (0, 4), (1, 4), (3, 4), (2, 5), (0, 6)]  # degrees of the scale, a bar each
+STEPS = (1, 3)  # the coin: move on by one riff or by three, in a circle
+PROGRESSIONS = [(0, 5), (0, 3), (5, 3), (0, 4), (1, 4), (3, 4), (2, 5), (0, 6)]  # degrees of the scale, one per bar
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 
 
 @dataclass(frozen=True)
 class Settings:
-    output_dir: str = setting("demo/music", "where the songs are written", type=file_path)
-    num_tracks: int = setting(32, "songs", type=number(int, at_least=1, at_most=10000))
-    riff_s: int = setting(4, "seconds of a riff", type=number(int, at_least=1, at_most=60))
-    riffs: int = setting(8, "riffs in a song", type=number(int, at_least=2, at_most=1000))
+    output_dir: str = setting("demo/music", "folder for the songs", type=file_path)
+    num_tracks: int = setting(32, "number of songs", type=number(int, at_least=1, at_most=10000))
+    riff_s: int = setting(4, "length of a riff in seconds", type=number(int, at_least=1, at_most=60))
+    riffs: int = setting(8, "number of riffs in a song", type=number(int, at_least=2, at_most=1000))
     seed: int = seed_setting("the songbook")
 
 
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[int]]:
-    """Walks over the riffs; a coin decides at each step. A walk that shares half of itself with another is redrawn."""
+    """Random walks over the riffs. A walk that shares half of itself with another is drawn again."""
     walks: list[list[int]] = []
     for _ in range(count):
         for _attempt in range(1000):
@@ -69,7 +69,7 @@ def draw_walks(rng: np.random.Generator, count: int, length: int) -> list[list[i
 
 
 def is_same_recording(first: list[int], second: list[int]) -> bool:
-    """Whether the two walks coincide, at some shift, over at least half of their length."""
+    """Whether the two walks are equal over at least half of their length, at any shift."""
     length = len(first)
     shifts = range(-(length // 2), length // 2 + 1)
     return any(first[max(0, -s) : length - max(0, s)] == second[max(0, s) : length - max(0, -s)] for s in shifts)
@@ -79,7 +79,7 @@ def is_same_recording(first: list[int], second: list[int]) -> bool:
 
 
 def tone(frequency: float, seconds: float, overtones: np.ndarray, attack: float, decay: float) -> np.ndarray:
-    """One note, float64 [seconds * 44100]: a harmonic sum under an attack and an exponential decay (seconds)."""
+    """One note, float64 [seconds * 44100]: harmonics with an attack and an exponential decay (both in seconds)."""
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     waves = [a * np.sin(2 * np.pi * frequency * (n + 1) * time) for n, a in enumerate(overtones)]
     release = np.clip((seconds - time) / 0.02, 0, 1)
@@ -87,7 +87,7 @@ def tone(frequency: float, seconds: float, overtones: np.ndarray, attack: float,
 
 
 def drum(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """A drum stroke: a falling sine for the kick, noise for snare and hi-hat."""
+    """One drum hit: a falling sine for the kick, noise for snare and hi-hat."""
     time = np.arange(int(0.25 * SAMPLE_RATE)) / SAMPLE_RATE
     if kind == "kick":
         return np.sin(2 * np.pi * (50 * time + 8 * (1 - np.exp(-time * 30)))) * np.exp(-time * 14)
@@ -110,7 +110,7 @@ class Track:
 
 
 class Riff:
-    """Some seconds of the band: tempo, key, chords, bass and drums are its own, and the same in every song."""
+    """A few seconds with their own tempo, key, chords, bass and drums, the same in every song."""
 
     def __init__(self, rng: np.random.Generator, number: int, seconds: int):
         self.seconds, self.beat = seconds, 60 / rng.uniform(84, 168)
@@ -119,7 +119,7 @@ class Riff:
         track, pad = Track(seconds), rng.random(6) / np.arange(1, 7)
         bass, kicks, snares = rng.random(8) < 0.6, rng.random(8) < 0.35, rng.random(8) < 0.3
         strokes = {kind: drum(rng, kind) for kind in ("kick", "snare", "hat")}
-        for half in range(int(2 * seconds / self.beat) + 1):  # half beats, eight to a bar
+        for half in range(int(2 * seconds / self.beat) + 1):  # half beats, eight per bar
             at, place = half * self.beat / 2, half % 8
             if place == 0:
                 for third in (0, 2, 4):
@@ -137,16 +137,16 @@ class Riff:
         self.mix = track.mix
 
     def degree(self, at: float) -> int:
-        """The chord's degree of the scale at a time in seconds."""
+        """The scale degree of the chord at a time in seconds."""
         return self.chords[int(at / (4 * self.beat)) % len(self.chords)]
 
     def pitch(self, step: int, octave: int = 0) -> float:
-        """Hz of a step of the scale."""
+        """The frequency in Hz of a step of the scale."""
         return 440 * 2 ** ((self.root + 12 * (octave + step // 7) + self.scale[step % 7] - 69) / 12)
 
 
 def play(rng: np.random.Generator, riffs: list[Riff]) -> np.ndarray:
-    """One song, float32 [samples, 2]: the riffs end to end and a melody of its own above them."""
+    """One song, float32 [samples, 2]: the riffs in sequence, with its own melody."""
     song = Track(sum(riff.seconds for riff in riffs))
     lead, start = rng.random(4) / np.arange(1, 5), 0.0
     for riff in riffs:

@@ -1,10 +1,10 @@
-"""Start EnCodec's encoder and decoder as a resampler: a start from which training need not find the waveform.
+"""Initialize EnCodec's encoder and decoder as a resampler, so that audio passes through before any training.
 
-From torch's random weights a codec spends its first thousand steps on a plateau where sound goes nowhere. But EnCodec's
-architecture contains a resampler. A strided convolution can gather each frame of 320 samples, stride by stride, into
-channels; the last one can keep the 128 lowest of the frame's 320 frequencies, which is sound up to 4.8 kHz;
-the decoder can scatter them back. Residual blocks and the LSTM pass everything on beside themselves, and ELU(x) is
-nearly x where x is small. A tenth of the random weights is left in, for training to grow from.
+With torch's random weights, the first thousand training steps are a plateau on which no audio passes. But EnCodec's
+architecture can express a resampler. Strided convolutions can gather each frame of 320 samples into channels. The last
+one can keep the lowest 128 of the frame's 320 frequencies, which is audio up to 4.8 kHz. The decoder can reverse this.
+Residual blocks and the LSTM have shortcuts, and ELU(x) is nearly x for small x. A tenth of the random weights stays, so
+that training has something to start from.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from encodec.model import EncodecModel
 from torch import nn
 
 RANDOM_SHARE = 0.1
-INNER_GAIN = 0.2  # keeps the sound within the straight part of ELU
-EMBEDDING_GAIN = 8.0  # makes embeddings of loud music vary by about 1
+INNER_GAIN = 0.2  # keeps the signal in the linear part of ELU
+EMBEDDING_GAIN = 8.0  # gives embeddings of loud music a deviation of about 1
 
 
 @torch.no_grad()
 def start_as_resampler(model: EncodecModel) -> None:
-    """Give an `EncodecModel`, whatever its width from 8 filters up, the weights of a resampler."""
+    """Give an `EncodecModel` with at least 8 filters the weights of a resampler."""
     for name, parameter in [*model.encoder.named_parameters(), *model.decoder.named_parameters()]:
         if "bias" in name:
             parameter.zero_()
@@ -30,7 +30,7 @@ def start_as_resampler(model: EncodecModel) -> None:
             parameter.mul_(RANDOM_SHARE)
     encoder, decoder = list(model.encoder.model), list(model.decoder.model)
     dimension, hop = model.encoder.dimension, int(model.encoder.hop_length)
-    frequencies = cosine_transform(dimension)  # of 128 samples, [128, 128]
+    frequencies = cosine_transform(dimension)  # [128, 128]
     resampler = frequencies.T @ cosine_transform(hop)[:dimension]  # 320 samples -> 128, [128, 320]
 
     first, last = convolution(encoder[0]), convolution(decoder[-1])
@@ -54,7 +54,7 @@ def start_as_resampler(model: EncodecModel) -> None:
                     gather[time * gathered + sample, sample, time] = 1
             else:
                 gather[:dimension, :gathered, time] = resampler[:, time * gathered : (time + 1) * gathered]
-        nothing = torch.zeros_like(gather)  # a kernel spans two strides: the one before, and this one
+        nothing = torch.zeros_like(gather)  # a kernel spans the previous stride and this one
         mix_in(down, torch.cat([nothing, gather], dim=2))
         mix_in(up, torch.cat([gather, nothing], dim=2))
         gathered *= stride
@@ -69,19 +69,19 @@ def cosine_transform(size: int) -> torch.Tensor:
 
 
 def convolution(module: nn.Module) -> nn.Module:
-    """The weight-normalised convolution within one of EnCodec's wrappers."""
+    """The weight-normalized convolution inside one of EnCodec's wrappers."""
     return module.conv.conv if hasattr(module, "conv") else module.convtr.convtr
 
 
 def pass_on(block: nn.Module) -> None:
-    """Make a residual block pass its input on, and add little."""
+    """Make a residual block pass on its input with little added."""
     shortcut, last = convolution(block.shortcut), convolution(block.block[-1])
     mix_in(shortcut, at_tap(torch.eye(shortcut.weight_v.shape[0]), shortcut, 0))
     mix_in(last, torch.zeros_like(last.weight_v))
 
 
 def widened(matrix: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-    """A matrix with zeros for the channels of a wider layer."""
+    """Pad a matrix with zeros to the channels of a wider layer."""
     result = torch.zeros(layer.weight_v.shape[:2])
     result[: len(matrix), : matrix.shape[1]] = matrix
     return result
@@ -95,12 +95,12 @@ def at_tap(matrix: torch.Tensor, layer: nn.Module, tap: int) -> torch.Tensor:
 
 
 def mix_in(layer: nn.Module, structure: torch.Tensor, gain: float = 1.0) -> None:
-    """Replace all but a share of a layer's random weight by `structure`."""
+    """Set a layer's weight to `structure` plus a share of its random weight."""
     set_weight(layer, gain * (RANDOM_SHARE * weight_of(layer) + structure))
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor:
-    """The weight that a weight-normalised layer computes with."""
+    """The effective weight of a weight-normalized layer."""
     return layer.weight_v * (layer.weight_g / layer.weight_v.norm(dim=(1, 2), keepdim=True))
 
 

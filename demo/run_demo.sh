@@ -9,29 +9,29 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "The codec's weights"
 weights=${ENCODEC_WEIGHTS:-pretrained}
-# Quiet where it fails: step 2 tests the setup again, with the weights that the demo uses.
+# Failures are hidden, because step 2 tests the setup again with the weights that the demo uses.
 if setup=$(python test_simple_setup.py --encodec_weights "$weights" 2>&1); then
     echo "$setup"
 else
     weights=demo
     cat <<'BANNER'
-*** EnCodec's published weights are not here and cannot be fetched: the demo uses the small codec in demo/, which was
-*** trained on synthetic music. It sounds duller than EnCodec, but what you hear is what the model predicted.
+*** EnCodec's published weights could not be loaded or downloaded, so the demo uses the small codec in demo/, which was
+*** trained on synthetic music. It sounds duller than EnCodec, but you do hear what the model predicted.
 BANNER
 fi
 
 step "Music: demo/music, 32 songs of eight riffs each; after every riff a coin decides between two others"
 python demo/make_music.py --output_dir demo/music
 
-step "1. Create the dataset: segments of 4 s, one riff each, instead of 16 s, so that minutes are enough"
-# A third of the songs for validation: the verdict needs ten.
+step "1. Create the dataset: segments of 4 s (one riff) instead of 16 s, so that the demo takes minutes"
+# A third of the songs are for validation, because the verdict needs ten.
 python create_dataset_pairs_wav.py --input_dir demo/music --output_dir "$out/dataset_pairs_wav" \
     --segment_duration 4 --max_pairs 224 --val_pairs 70
 
 step "2. Test the setup"
 python test_simple_setup.py --encodec_weights "$weights" --dataset_dir "$out/dataset_pairs_wav"
 
-step "3. Train, briefly: 2 processes, 16 epochs, a higher learning rate than the default for 200 epochs"
+step "3. Train briefly: 2 processes, 16 epochs, and a higher learning rate than the default"
 python train_simple_ddp.py --dataset_dir "$out/dataset_pairs_wav" --checkpoint_dir "$out/checkpoints_simple" \
     --encodec_weights "$weights" --num_processes 2 --batch_size 4 --epochs 16 --lr 1e-3
 
@@ -44,8 +44,8 @@ step "5. Does it work?"
 python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights" \
     --num_examples 4 --max_sound_pairs 20
-echo "This music was written so that it can be learned: half of what comes next is known, the coin is not. Yours may differ."
+echo "This music was made to be learnable: half of what comes next is known, but not the coin. Real music may differ."
 
-step "Listen to, and look at"
+step "Results to listen to and look at"
 ls "$out"/continuations/*.wav
 echo "$out/results_simple/report.html"

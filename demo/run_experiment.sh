@@ -1,6 +1,6 @@
 #!/bin/bash
-# The original experiment at its own size, on the music in music/. Started by `make experiment`; interrupted, it resumes.
-# QUICK=1 is its short form: segments of 4 s instead of 16, 8 epochs instead of up to 200, a higher learning rate.
+# The original experiment in full size on the music in music/. Started by `make experiment`. Run it again to resume.
+# QUICK=1 is a short form: segments of 4 s instead of 16, 8 epochs instead of up to 200, and a higher learning rate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,11 +26,11 @@ fi
 
 step "The codec's weights"
 weights=${ENCODEC_WEIGHTS:-pretrained}
-# Quiet where it fails: step 2 tests the setup again, with the weights that are used.
+# Failures are hidden, because step 2 tests the setup again with the weights that are used.
 if ! python test_simple_setup.py --encodec_weights "$weights" >/dev/null 2>&1; then
     weights=demo
     cat <<'BANNER'
-*** EnCodec's published weights are not here and cannot be fetched: this uses the small codec in demo/, which was
+*** EnCodec's published weights could not be loaded or downloaded, so this uses the small codec in demo/, which was
 *** trained on synthetic music. The verdict is about its embeddings, not about EnCodec's.
 BANNER
 fi
@@ -42,8 +42,8 @@ python create_dataset_pairs_wav.py --input_dir "$music" --output_dir "$out/datas
 step "2. Test the setup"
 python test_simple_setup.py --encodec_weights "$weights" --dataset_dir "$out/dataset_pairs_wav"
 
-step "3. Train. Encoding comes first and says how long it takes"
-# One process per GPU; without one, a process a core, at most the four of the original experiment.
+step "3. Train. Encoding comes first and shows the time left"
+# One process per GPU, or without a GPU one per core, at most four as in the original experiment.
 processes=$(python -c 'import torch; from common.machine import available_cores
 print(torch.cuda.device_count() or min(4, available_cores()))')
 python demo/step_time.py --dataset_dir "$out/dataset_pairs_wav" --num_processes "$processes" --epochs "$epochs"
@@ -58,10 +58,10 @@ done < <(awk -F '\t' '$2 == "val" && !seen[$3]++ { print $3 }' "$out/dataset_pai
 python generate_continuation.py "${songs[@]}" --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --output_dir "$out/continuations" --encodec_weights "$weights"
 
-step "5. Does it work? Up to 10 minutes on 2 cores"
+step "5. Does it work? This takes up to 10 minutes on 2 cores"
 python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights"
 
-step "Listen to, and look at"
+step "Results to listen to and look at"
 ls "$out"/continuations/*.wav
 echo "$out/results_simple/report.html"

@@ -1,4 +1,4 @@
-"""Time a training step on this machine, to say how long a training will take.
+"""Time a training step on this machine, to estimate how long training will take.
 
 python demo/step_time.py --dataset_dir dataset_pairs_wav --num_processes 2 --epochs 200
 """
@@ -29,9 +29,9 @@ STEPS = 3
 class Settings:
     dataset_dir: str = dataset_setting()
     device: str = device_setting()
-    frame_rate: int = setting(75, "of the codec, frames a second", type=number(int, at_least=1))
-    num_processes: int = setting(1, "that will train", type=number(int, at_least=1))
-    epochs: int = setting(200, "at most", type=number(int, at_least=1))
+    frame_rate: int = setting(75, "the codec's frames per second", type=number(int, at_least=1))
+    num_processes: int = setting(1, "number of training processes", type=number(int, at_least=1))
+    epochs: int = setting(200, "maximum number of epochs", type=number(int, at_least=1))
 
 
 def main() -> int:
@@ -56,7 +56,7 @@ def main() -> int:
         loss.item()
     epoch_min = (time.monotonic() - started) / STEPS * pairs / batch / settings.num_processes / 60
     print(
-        f"about {epoch_min:.1f} min an epoch if nothing else runs here, {epoch_min * settings.epochs:.0f} min for "
+        f"about {epoch_min:.1f} min per epoch if nothing else is running, {epoch_min * settings.epochs:.0f} min for "
         f"{settings.epochs} epochs; early stopping may end it sooner"
     )
     return 0

@@ -1,13 +1,13 @@
-"""Train a small EnCodec from synthesised music alone: the codec that `--encodec_weights demo` means.
+"""Train a small EnCodec on synthesized music only: the codec for `--encodec_weights demo`.
 
-    python demo/train_codec.py --device cpu    # 25 minutes on one core beside other work
+    python demo/train_codec.py --device cpu    # 25 minutes on one core of a busy machine
 
-EnCodec's own encoder and decoder, with a quarter of its filters, learn to carry sound through [128] embeddings, 75 a
-second. They start as a resampler, so that sound comes through from the first step. Then the encoder is frozen, its
-embeddings are scaled so that distances are errors in sound, codebooks for 6 kbit/s are fitted to them, and the
-decoder goes on alone, half of what it sees quantised.
+The model is EnCodec's encoder and decoder with a quarter of the filters. It learns to reproduce audio from embeddings
+[128], 75 per second. It starts as a resampler, so that audio passes through from the first step. Then the encoder is
+frozen, and its embeddings are scaled so that distances equal errors in the waveform. Codebooks for 6 kbit/s are fitted
+to them. Finally the decoder trains alone, with half of its inputs quantized.
 
-Ends with codec-XXXXXXXX.th in the output folder, the first digits of its SHA-256 in the name. Killed, it resumes.
+Writes codec-XXXXXXXX.th into the output folder; XXXXXXXX begins its SHA-256. If it is killed, run it again: it resumes.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from demo.varied_music import track
 NUM_FILTERS, NUM_CODEBOOKS = 8, 8
 TRACK_S = 10
 CLIP_SAMPLES = 38 * HOP_LENGTH  # half a second
-WINDOWS = (128, 512, 2048)  # samples of the loss's spectra
-FIRST_VAL_TRACK = 10**9  # the numbers of the validation tracks begin here
-METRIC_TRACKS = 60  # enough to tell how the decoder answers to embeddings
+WINDOWS = (128, 512, 2048)  # window lengths of the loss's spectra, samples
+FIRST_VAL_TRACK = 10**9  # validation tracks are numbered from here
+METRIC_TRACKS = 60  # enough to measure how the decoder responds to embeddings
 STATE = "state.pt"
 
 
 @dataclass(frozen=True)
 class Settings:
-    output_dir: str = setting("demo/codec", "where the state and the weights are written", type=file_path)
-    joint_steps: int = setting(1100, "steps of encoder and decoder together", type=number(int, at_least=1))
-    decoder_steps: int = setting(2400, "steps of the decoder alone after that", type=number(int, at_least=1))
-    batch_size: int = setting(8, "clips of half a second in a step", type=number(int, at_least=2))
+    output_dir: str = setting("demo/codec", "folder for the state and the weights", type=file_path)
+    joint_steps: int = setting(1100, "training steps of encoder and decoder together", type=number(int, at_least=1))
+    decoder_steps: int = setting(2400, "training steps of the decoder alone after that", type=number(int, at_least=1))
+    batch_size: int = setting(8, "clips of half a second per step", type=number(int, at_least=2))
     lr: float = setting(2e-4, "highest learning rate", type=number(float, above=0))
-    num_tracks: int = setting(360, "tracks of 10 s to learn from", type=number(int, at_least=1))
-    val_tracks: int = setting(12, "tracks of 10 s to validate on", type=number(int, at_least=1))
-    codebook_frames: int = setting(400_000, "frames that codebooks are fitted to", type=number(int, at_least=1))
-    report_every: int = setting(100, "steps between reports; each saves the state", type=number(int, at_least=1))
+    num_tracks: int = setting(360, "training tracks of 10 s", type=number(int, at_least=1))
+    val_tracks: int = setting(12, "validation tracks of 10 s", type=number(int, at_least=1))
+    codebook_frames: int = setting(400_000, "frames to fit the codebooks to", type=number(int, at_least=1))
+    report_every: int = setting(100, "steps between reports and saved states", type=number(int, at_least=1))
     device: str = device_setting()
     seed: int = seed_setting("the music and the training")
 
@@ -67,7 +67,7 @@ def main() -> int:
     folder, device = Path(settings.output_dir), pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     saved = load_state(folder / STATE, settings)
-    print(f"synthesising {settings.num_tracks + settings.val_tracks} tracks of {TRACK_S} s", flush=True)
+    print(f"synthesizing {settings.num_tracks + settings.val_tracks} tracks of {TRACK_S} s", flush=True)
     tracks = torch.from_numpy(np.stack([track(settings.seed, k, TRACK_S) for k in range(settings.num_tracks)]))
     unheard = [track(settings.seed, FIRST_VAL_TRACK + k, TRACK_S) for k in range(settings.val_tracks)]
     unheard = torch.from_numpy(np.stack(unheard)).to(device)
@@ -86,9 +86,9 @@ def main() -> int:
 def train(
     model: EncodecModel, saved: dict | None, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor
 ) -> None:
-    """Train encoder and decoder, fit the codebooks, train the decoder alone; from the start or from a saved state.
+    """Train encoder and decoder, fit the codebooks, then train the decoder alone. Resumes from a saved state.
 
-    tracks, unheard: music to learn from and to validate on, [tracks, samples].
+    tracks, unheard: training and validation music, [tracks, samples].
     """
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.8, 0.95))
@@ -101,10 +101,10 @@ def train(
     for step in range(first, settings.steps):
         if step == settings.joint_steps:
             measure_by_ear(model, tracks[:METRIC_TRACKS], settings.seed)
-            # Two tracks at once as well: real music is denser than a few synthesised instruments.
+            # Add mixes of two tracks, because real music is denser than a few synthesized instruments.
             music = torch.cat([tracks, (tracks + tracks.roll(1, dims=0)) / 2])
             left = fit_codebooks(model, music, settings.seed, settings.codebook_frames)
-            print(f"codebooks fitted: {left:.1%} of the embeddings' power is left over", flush=True)
+            print(f"codebooks fitted: the residual has {left:.1%} of the embeddings' power", flush=True)
         losses.append(train_step(model, optimizer, step, settings, tracks))
         done = step + 1
         if done % settings.report_every == 0 or done == settings.steps:
@@ -121,7 +121,7 @@ def train(
 def train_step(
     model: EncodecModel, optimizer: torch.optim.Optimizer, step: int, settings: Settings, tracks: torch.Tensor
 ) -> float:
-    """One step; its loss. The clips follow from the seed and the step, so that a resumed training hears the same."""
+    """Train one step and return its loss. The clips depend only on seed and step, so a resumed run sees the same."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
     is_alone = step >= settings.joint_steps
@@ -135,32 +135,32 @@ def train_step(
     value = loss(clips, model.decoder(embeddings), embeddings)
     optimizer.zero_grad()
     value.backward()
-    # Only the gradient's direction counts: the logarithms in the loss have peaks.
+    # Clipping keeps little more than the gradient's direction. The logarithms in the loss cause peaks.
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     optimizer.step()
     return value.item()
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """For encoder and decoder, then for the decoder alone: 100 steps of warm-up, then half a cosine down to 2%."""
+    """In each of the two phases: 100 steps of warm-up, then a half-cosine decay to 2%."""
     is_alone = step >= settings.joint_steps
     done, steps = (step - settings.joint_steps, settings.decoder_steps) if is_alone else (step, settings.joint_steps)
     return settings.lr * min(1, (done + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done / steps)) / 2)
 
 
 def draw_clips(rng: np.random.Generator, tracks: torch.Tensor, count: int) -> torch.Tensor:
-    """Clips [count, 1, CLIP_SAMPLES] from anywhere in the tracks."""
+    """Clips [count, 1, CLIP_SAMPLES] from random positions in the tracks."""
     which = rng.integers(len(tracks), size=count)
     starts = rng.integers(tracks.shape[1] - CLIP_SAMPLES, size=count)
     return torch.stack([tracks[k, s : s + CLIP_SAMPLES] for k, s in zip(which, starts, strict=True)])[:, None]
 
 
 def loss(truth: torch.Tensor, decoded: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """How far sound is from the truth, both [B, 1, samples]: in spectra of three resolutions and sample by sample.
+    """The error of `decoded` against `truth`, both [B, 1, samples], in spectra of three resolutions and in samples.
 
-    Of the spectra's magnitudes the relative L1 distance, in which the loud counts, and that of the logarithms, in
-    which the quiet counts too; of the samples the logarithm of the error's share of the power. And a little of
-    the embeddings' power, [B, 128, frames], which would else drift.
+    Terms: the relative L1 distance of magnitude spectra, which weights loud parts; the L1 distance of their logarithms,
+    which includes quiet parts; the log of the waveform's relative error; and a small penalty on the power of the
+    embeddings [B, 128, frames], which would otherwise drift.
     """
     truth, decoded = truth.squeeze(1), decoded.squeeze(1)
     total = 1e-3 * embeddings.square().mean()
@@ -179,14 +179,14 @@ def loss(truth: torch.Tensor, decoded: torch.Tensor, embeddings: torch.Tensor) -
 
 @torch.no_grad()
 def report(model: EncodecModel, unheard: torch.Tensor) -> str:
-    """The mean signal-to-noise ratio over the validation tracks, in words."""
+    """A phrase with the mean signal-to-noise ratio over the validation tracks."""
     ratios = {"continuous": [], "6 kbit/s": []}
     for one in unheard:
         embeddings = model.encoder(one[None, None])
         ratios["continuous"].append(signal_to_noise_db(one, model.decoder(embeddings)))
         if are_fitted(model):
             ratios["6 kbit/s"].append(signal_to_noise_db(one, model.decoder(quantize(model, embeddings))))
-    return "unheard music at " + " and ".join(f"{np.mean(v):.2f} dB {name}" for name, v in ratios.items() if v)
+    return "validation SNR " + " and ".join(f"{np.mean(v):.2f} dB {name}" for name, v in ratios.items() if v)
 
 
 def signal_to_noise_db(truth: torch.Tensor, decoded: torch.Tensor) -> float:
@@ -203,22 +203,22 @@ def save_state(
 
 
 def load_state(path: Path, settings: Settings) -> dict | None:
-    """The state that a killed training left, or None."""
+    """The saved state of an earlier run, or None."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         seed, step = state["seed"], state["step"]
-    except Exception as error:  # torch raises many kinds for a file of another form
-        raise UserError(f"{path}: not the state of a training; delete it to start again") from error
+    except Exception as error:  # torch raises many kinds of errors for other files
+        raise UserError(f"{path}: not a saved training state; delete it to start again") from error
     if seed != settings.seed:
-        raise UserError(f"{path}: of a training with --seed {seed}; name another --output_dir or delete it")
+        raise UserError(f"{path}: from a run with --seed {seed}; choose another --output_dir or delete it")
     print(f"resuming at step {step}", flush=True)
     return state
 
 
 def export(model: EncodecModel, folder: Path) -> Path:
-    """Write the weights in half precision, the first 8 digits of their SHA-256 in the name."""
+    """Write the weights in half precision, with the first 8 digits of their SHA-256 in the name."""
     content = io.BytesIO()
     torch.save(half_precision(model), content)
     path = folder / f"codec-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.th"

@@ -1,8 +1,8 @@
-"""Music of every sort, drawn at random: what `demo/train_codec.py` learns from.
+"""Random music of many kinds: the training data of `demo/train_codec.py`.
 
-A track draws its tempo, key, instruments and drums, its room, tone and level, so that no two have much in common. It
-is not meant to please, but to hold whatever a codec meets in recordings: plucked, bowed, blown and sung notes, bells,
-organs, slides, distortion, drums, noise, rooms and silence, at levels from 0 to -40 dB.
+Each track has a random tempo, key, instruments, drums, room, tone and level, so that no two have much in common. It
+covers what a codec meets in recordings: plucked, bowed, blown and sung notes, bells, organs, slides, distortion, drums,
+noise, rooms and silence, at levels from 0 to -40 dB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Instrument = Callable[[np.ndarray], np.ndarray]  # frequency in Hz at every samp
 
 
 def track(seed: int, number: int, seconds: float) -> np.ndarray:
-    """Track `number` of a seed, float32 [seconds * 24000] within ±1."""
+    """Track `number` for a seed: float32 [seconds * 24000] within ±1."""
     rng = np.random.default_rng([seed, number])
     mix = np.zeros(int(seconds * SAMPLE_RATE))
     beat, root = 60 / rng.uniform(55, 190), int(rng.integers(0, 12))
@@ -42,7 +42,7 @@ def track(seed: int, number: int, seconds: float) -> np.ndarray:
 def play_part(
     rng: np.random.Generator, mix: np.ndarray, beat: float, lowest: int, scale: tuple[int, ...], most_notes: int
 ) -> None:
-    """Add one instrument to the mix: a rhythm of its own, notes of the scale from the MIDI number `lowest` up."""
+    """Add an instrument with its own rhythm to the mix. It plays notes of the scale from MIDI number `lowest` up."""
     instrument, loudness = draw_instrument(rng), level(rng, -18, -4)
     step = beat * rng.choice([0.25, 0.5, 1, 2, 4], p=[0.15, 0.35, 0.25, 0.15, 0.1])
     density, legato, reach = rng.uniform(0.3, 1), rng.uniform(0.3, 1.5), int(rng.integers(3, 16))
@@ -66,7 +66,7 @@ def play_part(
 
 
 def play_drums(rng: np.random.Generator, mix: np.ndarray, beat: float) -> None:
-    """Add a pattern of sixteenths in 4/4 on three to five drums, each a falling sine, noise, or both."""
+    """Add patterns of sixteenths in 4/4 on two to five drums. Each drum is a falling sine, noise, or both."""
     for _ in range(int(rng.integers(2, 6))):
         stroke, loudness = draw_drum(rng), level(rng, -20, -3)
         pattern = rng.random(16) < rng.uniform(0.1, 0.7)
@@ -86,7 +86,7 @@ def draw_drum(rng: np.random.Generator) -> np.ndarray:
 
 
 def add(mix: np.ndarray, sound: np.ndarray, at: float) -> None:
-    """Add a sound to the mix, from `at` seconds on."""
+    """Add a sound to the mix, starting at `at` seconds."""
     start = int(at * SAMPLE_RATE)
     sound = sound[: max(0, len(mix) - start)]
     mix[start : start + len(sound)] += sound
@@ -100,20 +100,20 @@ def draw_instrument(rng: np.random.Generator) -> Instrument:
 
 
 def envelope(samples: int, attack: float, decay: float) -> np.ndarray:
-    """A rise and an exponential decay, each in seconds."""
+    """An attack and an exponential decay, both in seconds."""
     time = np.arange(samples) / SAMPLE_RATE
     return np.minimum(time / attack, 1) * np.exp(-time / decay)
 
 
 def harmonic(rng: np.random.Generator) -> Instrument:
-    """Overtones that fall off at a drawn rate: organs, strings, brass, reeds; perhaps two detuned ones."""
+    """Overtones that fall off at a random rate, perhaps doubled and detuned: organs, strings, brass, reeds."""
     count = int(rng.integers(1, 25))
     orders = np.arange(1, count + 1)
     strengths = rng.random(count) ** rng.choice([0.3, 2]) / orders ** rng.uniform(0.6, 2.2)
     if rng.random() < 0.25:
-        strengths[1::2] *= 0.1  # a clarinet has the odd ones
+        strengths[1::2] *= 0.1  # a clarinet has mostly odd harmonics
     attack, decay = 10 ** rng.uniform(-2.5, -0.7), 10 ** rng.uniform(-0.8, 1.5)
-    brightness_decay = 10 ** rng.uniform(-1, 1.5)  # higher overtones may die sooner, as a piano's do
+    brightness_decay = 10 ** rng.uniform(-1, 1.5)  # higher overtones may decay faster, as on a piano
     detunings = [1.0] if rng.random() < 0.6 else [1.0, 1 + rng.uniform(0.001, 0.01)]
 
     def play(frequency: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ def modulated(rng: np.random.Generator) -> Instrument:
 
 
 def plucked(rng: np.random.Generator) -> Instrument:
-    """Karplus and Strong's string: noise that runs round a delay line and loses its highs."""
+    """A Karplus-Strong string: noise in a delay line that loses its high frequencies."""
     loss, colour = rng.uniform(0.98, 0.999), rng.uniform(0.2, 0.95)
 
     def play(frequency: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ def plucked(rng: np.random.Generator) -> Instrument:
 
 
 def bell(rng: np.random.Generator) -> Instrument:
-    """Inharmonic partials, the higher ones dying sooner: bells, chimes, marimbas, celestas."""
+    """Inharmonic partials; the higher ones decay faster: bells, chimes, marimbas, celestas."""
     ratios = np.sort(np.append(1, rng.uniform(1, 9, int(rng.integers(2, 7)))))
     strengths, decay = rng.random(len(ratios)) / ratios**0.5, 10 ** rng.uniform(-0.9, 0.5)
 
@@ -177,7 +177,7 @@ def bell(rng: np.random.Generator) -> Instrument:
 
 
 def sung(rng: np.random.Generator) -> Instrument:
-    """Pulses through the resonances of a mouth that moves from one vowel to another."""
+    """A voice: pulses filtered by formants that move from one vowel to another."""
     vowels = rng.uniform([250, 700, 2000, 3000], [850, 1900, 3000, 4200], (2, 4))
     breath, attack = rng.uniform(0, 0.05), rng.uniform(0.01, 0.1)
 
@@ -199,7 +199,7 @@ def sung(rng: np.random.Generator) -> Instrument:
 
 
 def breathy(rng: np.random.Generator) -> Instrument:
-    """A sine in noise around it: flutes, panpipes, wind."""
+    """A sine with narrow-band noise around it: flutes, panpipes, wind."""
     width, share = 10 ** rng.uniform(-2, -0.5), rng.uniform(0.1, 0.9)
     attack, decay = rng.uniform(0.01, 0.2), 10 ** rng.uniform(-0.5, 1)
 
@@ -221,14 +221,14 @@ def level(rng: np.random.Generator, lowest_db: float, highest_db: float) -> floa
 
 
 def coloured_noise(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Noise of standard deviation 1 whose spectrum falls, rises or is flat."""
+    """Noise with standard deviation 1 and a falling, rising or flat spectrum."""
     pole = rng.choice([0, rng.uniform(0.5, 0.98), rng.uniform(-0.9, 0)], p=[0.2, 0.6, 0.2])
     noise = lfilter([1.0], [1, -pole], rng.standard_normal(samples))
     return noise / (noise.std() + 1e-9)
 
 
 def finish(rng: np.random.Generator, mix: np.ndarray) -> np.ndarray:
-    """Put a mix into a room, distort it, colour it, cut a hole into it and set its level; each perhaps."""
+    """Set a mix's level. At random, also add a room, distort it, filter it, and cut a gap into it."""
     if rng.random() < 0.5:
         tail = rng.uniform(0.1, 2.5)  # seconds until the room is 60 dB down
         time = np.arange(int(tail * SAMPLE_RATE)) / SAMPLE_RATE
@@ -245,5 +245,5 @@ def finish(rng: np.random.Generator, mix: np.ndarray) -> np.ndarray:
     if rng.random() < 0.15:
         start = int(rng.integers(len(mix)))
         mix[start : start + int(rng.uniform(0.1, 2) * SAMPLE_RATE)] = 0
-    loudest = max(np.abs(mix).max(), mix.std() / 0.3)  # -10 dB on average where the peaks leave room for it
+    loudest = max(np.abs(mix).max(), mix.std() / 0.3)  # -10 dB on average if the peaks allow it
     return mix / (loudest + 1e-9) * level(rng, *rng.choice([(-40, -10), (-10, 0), (-10, 0), (-4, 0)]))

@@ -140,14 +140,14 @@ add("plain.wav", write)
 add("wav inside.mp3", functools.partial(write, format="WAV"))
 add("promises 4 GB.wav", put(lambda: wav()[:40] + b"\xff\xff\xff\xff" + wav()[44:]))
 add("recorder was killed.wav", put(lambda: wav()[:4] + bytes(4) + wav()[8:40] + bytes(4) + wav()[44:]))
-add("two in one.wav", put(lambda: wav() + wav()), says="a second file behind its end is not used")
-add("two in one.flac", put(lambda: flac() + flac()), says="a second file behind its end is not used")
+add("two in one.wav", put(lambda: wav() + wav()), says="a second file follows the first and is not used")
+add("two in one.flac", put(lambda: flac() + flac()), says="a second file follows the first and is not used")
 add("header counts the first of two.flac", put(lambda: flac() + flac()[flac().index(b"\xff\xf8") :]),
-    says="more follows than its header says")  # fmt: skip
+    says="longer than its header states")  # fmt: skip
 add("cut.wav", put(lambda: cut(wav(), 0.7)), 8.3, says="cut off at 8.4")
 add("cut.flac", put(lambda: cut(flac(), 0.7)), 7, says=" at ")
 add("zeros inside.flac", put(lambda: overwritten(flac(), 0.6, bytes(300))), 5.5, says="damaged at")
-add("nothing in it.wav", lambda path: write(path, song()[:0]), refused="no sound")
+add("nothing in it.wav", lambda path: write(path, song()[:0]), refused="no audio")
 
 
 def bext(size: int) -> bytes:
@@ -167,7 +167,7 @@ def promises(share: float) -> bytes:
     return b"RIFF" + struct.pack("<I", samples + 36) + wav()[8:40] + struct.pack("<I", samples) + wav()[44:]
 
 
-add("recorder died later.wav", put(lambda: promises(0.5)), 6, says="more follows than its header says; only the")
+add("recorder died later.wav", put(lambda: promises(0.5)), 6, says="longer than its header states; only the")
 add("header in a chunk.wav", put(lambda: with_chunk(bext(900), front=True)))
 add("header in a chunk at its end.wav", put(lambda: with_chunk(bext(90_000), front=False)))
 add("tag at its end.wav", put(lambda: wav() + b"ID3\3\0\0\0\0\x7f\x76" + bytes(9000) + b"\1" * 7374))
@@ -300,7 +300,7 @@ if FFMPEG:
     add("chained.opus", put(lambda: opus() + encode("opus", *OPUS, *serial)), 23.9, **chain)
     ogg_flac = functools.partial(encode, "oga", "-c:a", "flac")
     add("chained.oga", put(lambda: ogg_flac() + ogg_flac(*serial)), 24, says="a second stream begins at")
-    add("another codec behind it.ogg", put(lambda: vorbis() + opus(*serial)), 11.9, says="of another kind", **LOSSY)
+    add("another codec behind it.ogg", put(lambda: vorbis() + opus(*serial)), 11.9, says="another format", **LOSSY)
     late = ("-output_ts_offset", "3.2")
     add("begins late.mka", put(lambda: encode("mka", *AAC, *late)), 11.9, **LOSSY)
     add("begins late.webm", put(lambda: encode("webm", *OPUS, *late)), 11.9, **LOSSY)
@@ -311,7 +311,7 @@ if FFMPEG:
     add("hole.ogg", put(lambda: removed(vorbis(), 0.5, 15_000)), 2, says="are missing at", **LOSSY)
     add("flipped.opus", put(lambda: overwritten(opus(), 0.5, b"\x77\x66")), 4, says="are missing at", **LOSSY)
     add("cut.opus", put(lambda: cut(opus(), 0.6)), 6, says="cut off", **LOSSY)
-    add("cut.m4a", put(lambda: cut(encode("m4a", *AAC), 0.6)), refused="its index, which stands at the end, is missing")
+    add("cut.m4a", put(lambda: cut(encode("m4a", *AAC), 0.6)), refused="the index at its end is missing")
     add("cut.mov", put(lambda: cut(encode("mov", *AAC, "-movflags", "+faststart"), 0.6)), 6, says=" at ", **LOSSY)
     add("cut.webm", put(lambda: cut(encode("webm", *OPUS), 0.6)), 6, says="cut off at", **LOSSY)
     add("cut.aac", put(lambda: cut(encode("aac", *AAC), 0.6)), 6, says="damaged at", **LOSSY)
@@ -405,7 +405,7 @@ if FFMPEG:
     add("piped.flac", put(piped))
     add("piped, cut.flac", put(lambda: cut(piped(), 0.75)), 8, says="damaged at")
     add("piped, damaged.flac", put(lambda: overwritten(piped(), 0.75, bytes(512))), 8, says=" at ")
-    add("film without sound.mp4", put(lambda: film()), refused="holds no sound")
+    add("film without sound.mp4", put(lambda: film()), refused="contains no audio")
 
     def film() -> bytes:
         with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def test_no_track_fills_the_dataset_alone(tmp_path, create):
     for number, seconds in enumerate([70, 12, 12, 12, 12, 3]):
         write_track(tmp_path / "m" / f"{number}.wav", seconds, seed=number)
     result = create(tmp_path / "m", tmp_path / "d", "--max_pairs", 50)
-    assert "2 of the 10 validation tracks that a verdict needs: more music in --input_dir" in result.stderr
+    assert "only 2 of the 10 validation tracks that a verdict needs; add more music to --input_dir" in result.stderr
     train, val = sources(tmp_path / "d", "train"), sources(tmp_path / "d", "val")
     assert not set(train) & set(val) and len(set(train + val)) == 6 and len(val) == 5
     counts = {name: train.count(name) for name in set(train)}
@@ -112,7 +112,7 @@ def test_no_track_fills_the_dataset_alone(tmp_path, create):
     write_track(tmp_path / "one" / "a.wav", 12, seed=9)
     assert "*** ONLY ONE TRACK: a.wav" in create(tmp_path / "one", tmp_path / "e", "--max_pairs", 8).stderr
     said = create(tmp_path / "m", tmp_path / "f", "--max_pairs", 8, "--val_pairs", 0).stderr
-    assert "no validation split, as --val_pairs is 0" in said and list((tmp_path / "f/val").iterdir()) == []
+    assert "no validation split (--val_pairs 0" in said and list((tmp_path / "f/val").iterdir()) == []
 
 
 # ------------------------------------------------------------------ once more
@@ -199,7 +199,7 @@ def test_tracks_with_a_part_in_common_are_all_for_training(tmp_path, create, rng
     soundfile.write(tmp_path / "m/6.wav", np.concatenate([other, 0.7 * songs[2][500_000:1_940_000]]), 24000)
     for seed in range(4):
         result = create(tmp_path / "m", tmp_path / f"d{seed}", "--seed", seed)
-        assert "2 tracks have audio in common with another, and are all for training" in result.stdout
+        assert "2 tracks share audio with another; all of them go into training" in result.stdout
         assert not {"2.wav", "6.wav"} & set(sources(tmp_path / f"d{seed}", "val"))
     used = sources(tmp_path / "d0", "val")[0]
     part = songs[int(used[0])][500_000:1_940_000]
@@ -321,7 +321,7 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     result = create(music, tmp_path / "d")
     metadata = read_metadata(tmp_path / "d/metadata.txt")
     skipped = dict(metadata.skipped)
-    reasons = {"silent.wav": "no two neighbouring segments are loud enough", "text.mp3": "not readable as audio",
+    reasons = {"silent.wav": "no two consecutive segments are loud enough", "text.mp3": "not readable as audio",
                "short.wav": "shorter than the 2 s of a pair (1.9 s)", "empty.wav": "empty file",
                "pipe.wav": "not a regular file", "opposite.wav": "its channels cancel"}  # fmt: skip
     duplicate = ({"good.wav", "good again.wav"} & set(skipped)).pop()
@@ -432,7 +432,7 @@ def test_the_stems_of_a_song_are_in_one_split(tmp_path, create, seed, layout):
             write_track(tmp_path / "m" / name, 4.2, seed=10 * song + number)
     write_track(tmp_path / "m" / "Song 3.wav", 4.2, seed=1000)  # the mix
     result = create(tmp_path / "m", tmp_path / "d", "--seed", seed)
-    assert "61 files are named as stems of 12 songs: the stems of a song are kept in one split" in result.stdout
+    assert "61 files are named as stems of 12 songs; all stems of a song go into one split" in result.stdout
     train, val = ({name.replace("_", "/")[:7] for name in sources(tmp_path / "d", split)} for split in ("train", "val"))
     assert len(train | val) >= 12 and len(val) >= 4
     songs = [{name[:7].rstrip(" ./-_") for name in names} for names in (train, val)]
@@ -452,7 +452,7 @@ def test_names_of_stems():
 
 @pytest.mark.parametrize("copy", ["later.wav", "small.mp3"])
 def test_the_same_recording_is_used_once(tmp_path, create, rng, copy):
-    """SegmentationSettings by 3 s, and as an MP3: no identical sample, and yet in one split only."""
+    """A copy that was trimmed by 3 s and made an MP3 has no identical sample, but is recognized."""
     for number in range(3):
         write_track(tmp_path / "m" / f"{number}.wav", 30, seed=number)
     audio = soundfile.read(tmp_path / "m/1.wav")[0]
@@ -477,15 +477,15 @@ def test_its_own_output_is_no_music(tmp_path, create):
     create(tmp_path / "alone", tmp_path / "d")
     for _ in range(2):
         result = create(tmp_path / "work", tmp_path / "work/dataset_pairs_wav")
-        assert "skipped as this project's own output: folders: 2, other files: 1" in result.stderr
+        assert "skipped this project's own output: folders: 2, other files: 1" in result.stderr
     assert "already complete" in result.stdout
     assert contents(tmp_path / "work/dataset_pairs_wav") == contents(tmp_path / "d")
 
 
 def test_input_and_output_must_not_mix(tmp_path, fails):
     write_track(tmp_path / "m" / "a.wav", 4, seed=1)
-    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "m"), says="is the folder of the music as well")
-    fails(SCRIPT, *flags(tmp_path / "m", tmp_path), says="holds the folder of the music")
+    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "m"), says="is also the music folder")
+    fails(SCRIPT, *flags(tmp_path / "m", tmp_path), says="contains the music folder")
     assert [p.name for p in tmp_path.rglob("*")] == ["m", "a.wav"]
 
 
@@ -505,8 +505,8 @@ def test_metadata_of_an_earlier_version_or_damaged_is_refused(tmp_path, small_da
     text = (small_dataset / "metadata.txt").read_text()
     path = tmp_path / "metadata.txt"
     earlier = text[: text.index("segment\tdigest")]
-    for content, says in ((earlier, "earlier version"), (text.replace("\ttrain\t", "\t../..\t", 1), "is damaged"),
-                          ("my notes", "is not this project's")):  # fmt: skip
+    for content, says in ((earlier, "earlier version"), (text.replace("\ttrain\t", "\t../..\t", 1), ": damaged; "),
+                          ("my notes", "was not written by this project")):  # fmt: skip
         path.write_text(content)
         with pytest.raises(UserError, match=says):
             read_metadata(path)
@@ -529,12 +529,12 @@ def test_what_is_not_ours_is_not_replaced(tmp_path, small_music, fails):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/metadata.txt").write_text("my notes")
     for extra in ((), ("--overwrite",)):
-        fails(SCRIPT, *flags(small_music, tmp_path / "d", *extra), says="metadata.txt: is not this project's")
+        fails(SCRIPT, *flags(small_music, tmp_path / "d", *extra), says="metadata.txt: was not written by this project")
     assert (tmp_path / "d/metadata.txt").read_text() == "my notes"
     (tmp_path / "d/metadata.txt").unlink()
     (tmp_path / "d/val").mkdir()
     (tmp_path / "d/val/pair_0000_input.wav").write_text("older")
-    fails(SCRIPT, *flags(small_music, tmp_path / "d"), says="holds pairs without metadata.txt")
+    fails(SCRIPT, *flags(small_music, tmp_path / "d"), says="contains pairs without metadata.txt")
 
 
 def test_a_failed_overwrite_keeps_the_dataset(tmp_path, small_music, create):

@@ -125,8 +125,8 @@ def broken_copies(folder: Path) -> dict[str, Path]:
     (folder / "foreign").mkdir()
     return {
         "damaged": damaged,
-        "damaged or not": renamed,
-        "SHA-256 begins": folder / "cut" / shipped.name,
+        "damaged or misnamed": renamed,
+        "SHA-256 starts": folder / "cut" / shipped.name,
         "not the weights": save(folder / "foreign", half_of_it),
     }
 
@@ -210,7 +210,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     trained = load_frozen_encodec(str(whole))
     assert trained.kind == "demo" and trained.quantize(torch.zeros(1, 128, 3)).shape == (1, 128, 3)
 
-    says = "of a training with --seed 7; name another --output_dir or delete it"
+    says = "from a run with --seed 7; choose another --output_dir or delete it"
     one_line(run_script(TRAIN, "--output_dir", whole, "--seed", 8, status=1).stderr, says)
     (whole / "state.pt").write_bytes(b"nothing")
-    one_line(run_script(TRAIN, "--output_dir", whole, status=1).stderr, "not the state of a training")
+    one_line(run_script(TRAIN, "--output_dir", whole, status=1).stderr, "not a saved training state")

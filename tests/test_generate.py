@@ -110,7 +110,7 @@ def test_its_own_files_are_replaced_and_others_are_not(tmp_path, generate):
     for name in ("song_joined.wav", "song_context.wav"):
         (own := tmp_path / "o" / name).unlink()
         shutil.copy(song, own)
-        assert f"{name}: is not from this script" in generate(song, status=1).stderr
+        assert f"{name}: was not written by this script" in generate(song, status=1).stderr
         assert own.read_bytes() == song.read_bytes()
         own.unlink()
 
@@ -127,9 +127,9 @@ def test_one_bad_input_is_skipped_and_the_others_are_continued(tmp_path, generat
     bad = [short, tmp_path / "text.wav", tmp_path / "none.wav", tmp_path / "nan.wav"]
     result = generate(good[0], *bad, tmp_path / "fades.wav", good[1], status=1)
     for reason in ("short.wav: 1.50 s long; a continuation needs at least 2 s", "text.wav: not readable as audio",
-                   "none.wav: No such file", "nan.wav: its end holds NaN"):  # fmt: skip
+                   "none.wav: No such file", "nan.wav: its end contains NaN"):  # fmt: skip
         assert sum(line.startswith("skipped ") and reason in line for line in result.stderr.splitlines()) == 1
-    assert "fades.wav: ends in 2.0 s of silence, from which it is continued" in result.stderr
+    assert "fades.wav: ends in 2.0 s of silence and is continued from there" in result.stderr
     assert {p.name for p in (tmp_path / "o").glob("*_joined.wav")} == {"one_joined.wav", "two_joined.wav",
                                                                        "fades_joined.wav"}  # fmt: skip
     shutil.rmtree(tmp_path / "o")

@@ -100,7 +100,7 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
     frozen = workers(job)[0]
     os.kill(frozen, signal.SIGSTOP)  # and with it all, as they wait for each other: the limit comes in mid-training
     user.shell(f"scontrol update jobid={job} TimeLimit=1")
-    user.await_line("warned by SLURM, ends the training", job)
+    user.await_line("warned by SLURM, stopping the training", job)
     with contextlib.suppress(ProcessLookupError):  # ended already
         os.kill(frozen, signal.SIGCONT)
     user.await_line("requeues itself before its time limit", job)
