@@ -3,12 +3,12 @@
     python train_simple_ddp.py                             # one process per GPU, or one on the CPU
     python train_simple_ddp.py --num_processes 2           # two processes on this machine
     torchrun --nproc_per_node=4 train_simple_ddp.py        # four processes, started by torchrun
-    python train_simple_ddp.py --check_only                # is all there that a training needs?
+    python train_simple_ddp.py --check_only                # check dataset, weights and devices; train nothing
     sbatch run_train_simple.sh                             # on Levante, 4 GPUs
 
-Every default is the original experiment's. The same command resumes a run after its last finished epoch,
-whatever ended it; other settings given then hold from there on (another model or codec is refused). Watch the log,
-or checkpoints_simple/metrics.jsonl.
+Every default is the original experiment's. If a run is interrupted, the same command resumes it after its last finished
+epoch. Other settings then apply from there on; another model or codec is refused. Watch the log, or
+checkpoints_simple/metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
-    """Raise UserError for whatever can be known to be wrong before any long work."""
+    """Raise UserError for every problem that can be found before any long work."""
     device = pick_device(config.device)
     if device.type == "cuda" and processes_on_node > torch.cuda.device_count():
         raise UserError(
@@ -172,7 +172,7 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
 
 
 def leave_at_once(status: int = 0) -> None:
-    """End this process: at the interpreter's end torch's threads now and then abort one whose work is done."""
+    """End this process at once: torch's threads sometimes abort a finished process while the interpreter shuts down."""
     if sys.stdout:
         sys.stdout.flush()
     os._exit(status)

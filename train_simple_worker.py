@@ -1,8 +1,8 @@
 """The training loop: train_simple_ddp.py starts one of these for each GPU.
 
-MSE in EnCodec's embedding space, AdamW, gradient clipping, ReduceLROnPlateau, early stopping, under
-DistributedDataParallel when there are several processes. `last.pt` is written at the end of every epoch, and a run
-that is killed at any moment resumes from there; on a CPU it ends with the same weights to the last bit.
+MSE in EnCodec's embedding space, AdamW, gradient clipping, ReduceLROnPlateau and early stopping, under
+DistributedDataParallel if there are several processes. `last.pt` is written at the end of every epoch. A run that is
+killed at any moment resumes from there; on a CPU it ends with bit-identical weights.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an 
 
 @dataclass
 class Run:
-    """What stays as it is from the first epoch to the last."""
+    """What does not change from the first epoch to the last."""
 
     config: TrainConfig
     device: torch.device
@@ -204,7 +204,7 @@ def open_data(
 
 
 def start(run: Run, state: TrainState) -> None:
-    """A new run: statistics of the training split, or weights and statistics from --init_from."""
+    """Start a new run: compute the training split's statistics, or load weights and statistics from --init_from."""
     config = run.config
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
@@ -224,14 +224,15 @@ def start(run: Run, state: TrainState) -> None:
 
 
 def resume(run: Run, state: TrainState, saved: dict) -> None:
-    """The run as it was at the end of its last finished epoch, with the settings and data of now.
+    """Resume the run after its last finished epoch, with the current settings and data.
 
-    With other data the model's statistics stay, as they belong to its weights; the baselines and the best are those
-    of the new validation split.
+    With other data the model keeps its statistics, because they belong to its weights. With other data or another loss
+    the baselines and the best value are measured again.
     """
     state.restore(saved, run.config)
     log(f"resuming   {run.folder / LAST}: after epoch {state.epoch}")
-    if "pairs" in run.changed:
+    is_remeasured = not run.changed.keys().isdisjoint(("pairs", "loss"))
+    if is_remeasured:
         measure_baselines(run, state)
         state.reset_best(validate(run, state)[0])
     if run.changed:
@@ -240,7 +241,7 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
         log(f"--init_from {run.config.init_from}: ignored, this run has weights of its own")
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
-        if "pairs" in run.changed:  # what the counters call the best must be what best_model.pt holds
+        if is_remeasured:  # what the counters call the best must be what best_model.pt holds
             save_checkpoint([run.folder / BEST], state.checkpoint() | run.run_metadata | {"val_mse": state.best_mse})
 
 
@@ -259,7 +260,7 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 
 
 def train(run: Run, state: TrainState) -> None:
-    """Epoch after epoch, until all are done or the validation MSE has stopped falling."""
+    """Train until all epochs are done or the validation loss has stopped falling."""
     already = bool(state.stop_reason(run.config))
     run.tensorboard = None if already else open_tensorboard(run.folder, state.epoch)
     saved = state.epoch
@@ -284,7 +285,7 @@ def train(run: Run, state: TrainState) -> None:
 def run_epoch(run: Run, state: TrainState) -> None:
     """Train, validate, log and save.
 
-    What is saved outlives a killed process at once, and a power failure once synced, or after half a minute.
+    A killed process loses nothing that was saved. A power failure can cost the last half minute that was not synced.
     """
     started, lr = time.monotonic(), state.optimizer.param_groups[0]["lr"]
     train_mse, grad_norm = train_epoch(run, state)
@@ -391,7 +392,7 @@ def validate(
 
 
 def shard_indices(data: PairBatches) -> list[int]:
-    """This process's part of a split, for what is summed over all processes: every pair once."""
+    """The pairs of a split that this process handles when all processes sum over the split: each pair once."""
     return list(range(rank(), len(data.dataset), world_size()))
 
 

@@ -71,6 +71,13 @@ def test_another_loss_is_followed_everywhere_and_named(copy):
     copy.run("evaluate_continuation.py", "--checkpoint", copy.run_dir / "best_model.pt", "--dataset_dir", copy.dataset)
     (note,) = json.loads((copy.folder / "results_simple/results.json").read_text())["notes"]
     assert "another loss, F.l1_loss(predictions, targets)" in note
+    copy.edit(
+        "train_simple_worker.py", "return F.l1_loss(predictions, targets)", "return F.mse_loss(predictions, targets)"
+    )
+    assert "loss F.l1_loss(predictions, targets) → MSE" in copy.train("--epochs", 3)
+    squares = [(dataset[index][1] - mean).square().mean() for index in range(len(dataset))]
+    saved = torch.load(copy.run_dir / "last.pt", weights_only=True)
+    assert saved["train_baseline"] == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4), "not measured again"
 
 
 def test_changed_code_is_named(copy):

@@ -144,6 +144,7 @@ def test_an_oracle_works_everywhere(make, rng):
     assert outcome_of(oracle(val), train, val, shared_tracks=1) == "undecided"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [independent, copies, loops])
 def test_nothing_that_needs_no_training_works(make, rng):
     train, val = make(rng), make(rng)
@@ -162,6 +163,7 @@ def test_nothing_that_needs_no_training_works(make, rng):
         assert looped in ("worse", "not_distinguishable", "copies")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coin", [True, False])
 def test_a_jukebox_is_learned_by_who_knows_it(coin, rng):
     jukebox = Jukebox(rng, coin=coin)

@@ -58,8 +58,8 @@ class TrainConfig:
     check_only: bool = setting(False, "check dataset, weights and devices, train nothing")
 
 
-# Settings that a resume does not compare by name: some do not steer what is learned, and processes, precision and data
-# are compared by what they come to (training/state.py).
+# Settings that a resume does not compare by name. Some do not affect what is learned; processes, precision and data are
+# compared by their effect (training/state.py).
 IGNORED_ON_RESUME = {
     "dataset_dir", "checkpoint_dir", "epochs", "checkpoint_every", "num_processes", "device", "precision", "resume",
     "init_from", "no_cache", "cache_dir", "encodec_weights", "check_only",

@@ -26,7 +26,7 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def process_group(rank: int, world_size: int, device: torch.device) -> Iterator[None]:
-    """Join the other processes at MASTER_ADDR:MASTER_PORT for the time of the block; alone there is no group."""
+    """Join the other processes at MASTER_ADDR:MASTER_PORT within the block. A single process needs no group."""
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _stdout_discarded():  # Gloo prints "Rank 0 is connected to ...", and has no switch for it
@@ -82,7 +82,7 @@ def barrier() -> None:
 
 
 def raise_on_rank_zero(message: str) -> NoReturn:
-    """Raise UserError on the first process for what all have met; the others wait to be ended by the launcher."""
+    """Raise UserError on the first process for an error that all have met. The launcher ends the others, which wait."""
     if rank() > 0:
         dist.barrier()
     raise UserError(message)

@@ -83,7 +83,7 @@ class TrainState:
 def changes(saved: dict, now: dict) -> dict[str, list]:
     """{setting: [saved, now]} of what steers a training and differs from the saved run.
 
-    saved, now: `config`, `code`, `world_size`, `precision` and `data` as in a checkpoint.
+    saved, now: `config`, `code`, `loss`, `world_size`, `precision` and `data` as in a checkpoint.
     """
     # A setting that is newer than the saved run had its default there.
     then, here = dataclasses.asdict(TrainConfig()) | saved["config"], now["config"]
@@ -95,7 +95,7 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
     for file, digest in now["code"].items():
         if saved["code"].get(file) != digest:
             changed[file] = [saved["code"].get(file, "unknown"), digest]
-    for name, key in (("num_processes", "world_size"), ("precision", "precision")):
+    for name, key in (("loss", "loss"), ("num_processes", "world_size"), ("precision", "precision")):
         if saved[key] != now[key]:
             changed[name] = [saved[key], now[key]]
     if saved["data"]["hash"] != now["data"]["hash"]:
