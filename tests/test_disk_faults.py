@@ -5,6 +5,7 @@ those that start several.
 """
 
 import contextlib
+import multiprocessing.forkserver
 import os
 import resource
 import shutil
@@ -150,12 +151,14 @@ def test_a_full_disk_with_two_processes_is_one_line_too(disk, small_music, small
 
 @contextlib.contextmanager
 def size_limit(kilobytes: int):
+    multiprocessing.forkserver._forkserver._stop()  # processes that it starts would have the limit of its own start
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        multiprocessing.forkserver._forkserver._stop()
 
 
 @pytest.mark.parametrize("script, name", list(zip(SCRIPTS, (".wav", "last.pt", "_context.wav", ".npy"), strict=True)))
