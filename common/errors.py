@@ -78,13 +78,19 @@ def printable(name: str | bytes | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def hold_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends. Processes started in the block ignore it unless they unblock SIGINT."""
-    multiprocessing.resource_tracker.ensure_running()  # starting it later would unblock SIGINT
+    """Delay Ctrl-C until the block ends. Processes started within never see it, unless they unblock SIGINT."""
+    multiprocessing.resource_tracker.ensure_running()  # multiprocessing starts it, which would unblock SIGINT
+    held: list[tuple] = []
+    # Blocking is for the processes. Here another thread may still get the signal, and would interrupt this one.
+    handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: held.append(signal_and_frame))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+        if held and callable(handler):
+            handler(*held[0])
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@ python -m pytest -m gpu tests/test_gpu.py
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,20 +118,27 @@ def test_out_of_memory_is_one_line_that_names_the_batch_size(small_dataset, tmp_
     one_line(said, "--batch_size 16: cuda:0 is out of memory; use a smaller one")
 
 
-def test_ddp_with_one_process_gives_the_gradient_of_the_model_alone(tmp_path, monkeypatch):
+def compare_ddp(meeting: str) -> None:
     """Over NCCL on a GPU; what is summed on the CPU goes over Gloo in the same group."""
     expected = gradient(a_model())[1]
     backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    try:
-        monkeypatch.setattr(distributed, "world_size", lambda: 2)  # which alone makes it build DDP
-        place = torch.device(DEVICE.type, 0) if DEVICE.type == "cuda" else DEVICE
-        parallel = distributed.data_parallel(a_model(), torch.zeros(1, 128, 1200, device=place))
-        assert isinstance(parallel, DistributedDataParallel)
-        torch.testing.assert_close(gradient(parallel)[1], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-3)
-        assert distributed.sum_over_ranks(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
+    distributed.world_size = lambda: 2  # which alone makes it build DDP
+    place = torch.device(DEVICE.type, 0) if DEVICE.type == "cuda" else DEVICE
+    parallel = distributed.data_parallel(a_model(), torch.zeros(1, 128, 1200, device=place))
+    assert isinstance(parallel, DistributedDataParallel)
+    torch.testing.assert_close(gradient(parallel)[1], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-3)
+    assert distributed.sum_over_ranks(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
+    os._exit(0)  # as a training does: taking the group apart can wait forever for Gloo's threads
+
+
+def test_ddp_with_one_process_gives_the_gradient_of_the_model_alone(tmp_path):
+    """In a process of its own, which leaves as a training does."""
+    code = f"import test_gpu; test_gpu.compare_ddp({str(tmp_path / 'meeting')!r})"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [paths, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
