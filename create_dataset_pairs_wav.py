@@ -56,15 +56,14 @@ from common.workers import Workers
 from dataset.gathering import Selection, select_pairs
 from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_metadata, write_metadata
 from dataset.previous_splits import PreviousSplits, not_needed, report_changes
+from dataset.report import report_dataset, report_files, totals
 from dataset.segmentation import CHANGED, STAGING_NAME, SegmentationSettings, remove_staged, staged_tracks
-from dataset.selection import TRACKS_FOR_A_VERDICT
 from dataset.sources import find_sources, listing, size_and_date
 
 # Settings that define the dataset.
 RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "sample_rate", "seed")
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
 AGAIN = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons to try a file again in the next run
-MOST_LINES = 5  # lines about files with the same problem; beyond that they share one
 PREVIOUS_NAME = "previous_metadata.txt"  # in .staging while a dataset is being replaced
 
 
@@ -180,7 +179,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     earlier = PreviousSplits.of(previous) if previous else PreviousSplits()
     with Workers(min(settings.num_workers or available_cores(), len(sources))) as workers:
         selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
-    _report_files(selection, settings)
+    report_files(selection, settings.max_pairs)
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():
             remove_staged(output_dir)
@@ -194,7 +193,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     _write(selection, recorded, settings)
     remove_staged(output_dir)
     os.utime(output_dir / METADATA_NAME)  # removing the staged links changed the WAVs' inodes (dataset/split_index.py)
-    _report_dataset(selection, settings)
+    report_dataset(selection, settings.output_dir, settings.segment_duration, settings.max_pairs, settings.val_pairs)
 
 
 def _shorter_segments(selection: Selection, settings: Settings) -> str:
@@ -231,7 +230,7 @@ def _write(selection: Selection, recorded: dict[str, str], settings: Settings) -
     write_metadata(
         output_dir / METADATA_NAME,
         recorded,
-        _totals(selection, settings),
+        totals(selection, settings.segment_duration),
         sorted((printable(source), printable(reason)) for source, reason in skipped.items()),
         rows,
         {name: track.segments[index].digest for name, (track, index) in files.items()},
@@ -249,100 +248,6 @@ def _link(staged: Path, final: Path) -> None:
         shutil.copyfile(staged, temporary)
     os.replace(temporary, final)
     temporary.unlink(missing_ok=True)  # renaming a link over another link of the same file keeps both
-
-
-def _totals(selection: Selection, settings: Settings) -> dict[str, str]:
-    chosen = selection.train + selection.val
-    written = {(pair.track.source, k): pair.track.segments[k] for pair in chosen for k in (pair.index, pair.index + 1)}
-    read = [segment for track in selection.tracks.values() for segment in track.segments]
-    files = len(selection.used) + len(selection.skipped) + len(selection.not_needed)
-    damaged = {f"note {printable(source)}": printable(problem) for source, problem in _damaged(selection).items()}
-    return {
-        "pairs": f"{len(chosen)} ({len(selection.train)} train, {len(selection.val)} val)",
-        "tracks": f"{len(selection.used)} of {files}",
-        "hours": f"{len(written) * settings.segment_duration / 3600:.2f}",
-        "quiet_segments": str(sum(bool(segment.digest) and not segment.usable for segment in read)),
-        "non_finite_segments": str(sum(not segment.digest for segment in read)),
-        "clipped_samples": str(sum(segment.clipped for segment in written.values())),
-        "skipped_files": str(len(selection.skipped)),
-        "damaged_files": str(len(damaged)),
-    } | damaged
-
-
-def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
-    """Print a line for each file on stderr. If more than five have the same kind of problem, print one for them all."""
-    groups: dict[str, list[str]] = {}
-    for source, reason in sorted(reasons.items()):
-        kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)| \([^()]*\)$", "...", reason)
-        groups.setdefault(kind, []).append(source)
-    for sources in groups.values():
-        if len(sources) <= MOST_LINES:
-            for source in sources:
-                print(f"{what} {printable(source)}: {printable(reasons[source])}", file=sys.stderr)
-        else:
-            print(
-                f"{what} {len(sources)} files like {printable(sources[0])}: {printable(reasons[sources[0]])}; also "
-                f"{printable(sources[1])}, {printable(sources[2])}, ...{where}",
-                file=sys.stderr,
-            )
-
-
-def _damaged(selection: Selection) -> dict[str, str]:
-    """The problems of the files that are used."""
-    return {source: problem for source in selection.used if (problem := selection.tracks[source].problem)}
-
-
-def _report_files(selection: Selection, settings: Settings) -> None:
-    """Print which files are skipped, damaged, stems or not needed."""
-    where = f" ({METADATA_NAME} lists all)" if selection.train else ""
-    _print_grouped("skipped", selection.skipped, where)
-    _print_grouped("note", _damaged(selection), where)
-    if selection.songs:
-        print(
-            f"{len(selection.songs)} files are named as stems of {len(set(selection.songs.values()))} songs; all stems "
-            "of a song go into one split"
-        )
-    if selection.sharing:
-        print(f"{len(selection.sharing)} tracks share audio with another; all of them go into training")
-    if selection.not_needed:
-        print(f"{len(selection.not_needed)} more tracks are not needed for --max_pairs {settings.max_pairs}")
-
-
-def _report_dataset(selection: Selection, settings: Settings) -> None:
-    """Print a summary, and a warning if the validation split is weak."""
-    totals, where = _totals(selection, settings), settings.output_dir
-    print(
-        f"{where}: {totals['pairs']} pairs, {totals['hours']} h, from {totals['tracks']} tracks; "
-        f"{totals['skipped_files']} files skipped"
-    )
-    if seen := selection.not_independent:
-        names = ", ".join(map(printable, seen[:3])) + (", ..." if seen[3:] else "")
-        print(
-            f"{where}: *** VALIDATION IS NOT INDEPENDENT: it uses {names}, which shares audio with training. "
-            "Every track shares audio with another; add one that does not",
-            file=sys.stderr,
-        )
-    tracks = len({pair.track.source for pair in selection.val})
-    if settings.val_pairs == 0:
-        warning = f"no validation split (--val_pairs 0, --max_pairs {settings.max_pairs}), but training needs one"
-    elif not selection.val and len(selection.used) > 1:
-        warning = (
-            "no validation split, but training needs one: all tracks are stems of one song or were used for training "
-            "before. Add another track, or split them again with --overwrite and train from the start"
-        )
-    elif not selection.val:
-        warning = "too little music for a validation split, but training needs one: add another track"
-    elif len(selection.used) == 1:
-        warning = (
-            f"*** ONLY ONE TRACK: {printable(selection.used[0])} is split in time. Training and validation share it, "
-            "so validation means little; add another track"
-        )
-    elif tracks < TRACKS_FOR_A_VERDICT:
-        remedy = "increase --val_pairs" if tracks >= settings.val_pairs else "add more music to --input_dir"
-        warning = f"only {tracks} of the {TRACKS_FOR_A_VERDICT} validation tracks that a verdict needs; {remedy}"
-    else:
-        return
-    print(f"{where}: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class WavPairsDataset(Dataset):
         self.segments = SplitSegments(self.split_dir, self.pairs, codec.sample_rate)
         self.num_samples = self.segments.num_samples
         self.num_frames = -(-self.num_samples // codec.hop_length)
-        self._keys = _segment_keys(self.segments)
+        self.segment_keys = _segment_keys(self.segments)
         self.cache = None
         if use_cache:
             folder = Path(cache_dir) if cache_dir is not None else self.split_dir.parent / CACHE_NAME
@@ -95,7 +95,7 @@ class WavPairsDataset(Dataset):
 
     @functools.cached_property
     def keys(self) -> list[tuple[str, str]]:
-        return [(first.decode(), second.decode()) for first, second in self._keys.reshape(-1, 2)]
+        return [(first.decode(), second.decode()) for first, second in self.segment_keys.reshape(-1, 2)]
 
     def name(self, index: int) -> str:
         """The pair's name, as in metadata.txt: pair_0000."""
@@ -105,7 +105,7 @@ class WavPairsDataset(Dataset):
         """The embeddings [C, frames] of WAVs, given by their numbers in `segments`. Encodes those not in the cache."""
         found: list = [None] * len(wavs)
         if self.cache is not None:
-            keys = [self._keys[wav].decode() for wav in wavs]
+            keys = [self.segment_keys[wav].decode() for wav in wavs]
             found = list(read_ahead(self.cache.read, keys) if len(keys) > THREADS else map(self.cache.read, keys))
         missing = [wav for wav, embedding in zip(wavs, found, strict=True) if embedding is None]
         encoded = dict(zip(missing, self.encode(missing).cpu().numpy(), strict=True)) if missing else {}
@@ -143,7 +143,7 @@ class WavPairsDataset(Dataset):
                     write.result()
                 if self.cache is not None:
                     kept = zip(places, embeddings.cpu().numpy(), strict=True)
-                    writes = [pool.submit(self.cache.write, self._keys[wavs[i]].decode(), x) for i, x in kept]
+                    writes = [pool.submit(self.cache.write, self.segment_keys[wavs[i]].decode(), x) for i, x in kept]
                 yield places, embeddings
             for write in writes:
                 write.result()
@@ -187,6 +187,24 @@ def _segment_keys(segments: SplitSegments) -> np.ndarray:
     return keys
 
 
+def open_splits(
+    dataset_dir: str | os.PathLike, codec: Codec, cache_dir: str | os.PathLike | None = None, use_cache: bool = True
+) -> tuple[WavPairsDataset, WavPairsDataset, str]:
+    """The train and val splits of a dataset with every segment encoded, and the hash of their data.
+
+    Raises UserError if they do not match, or have fewer pairs than there are processes.
+    """
+    train, val = (WavPairsDataset(Path(dataset_dir, split), codec, cache_dir, use_cache) for split in ("train", "val"))
+    if val.num_samples != train.num_samples:
+        raise UserError(f"{dataset_dir}: train/ and val/ differ in length; create the dataset again")
+    if min(len(train), len(val)) < world_size():
+        raise UserError(
+            f"{dataset_dir}: {len(train)} train and {len(val)} val pairs are too few for {world_size()} processes; use "
+            "fewer with --num_processes, or more music"
+        )
+    return train, val, prepare_cache([train, val])
+
+
 # ------------------------------------------------------------------ encoding what is missing
 
 
@@ -198,7 +216,7 @@ def prepare_cache(datasets: list[WavPairsDataset]) -> str:
     identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
     for dataset in datasets:
         identity.update("\n".join([dataset.split_dir.name, *dataset.pairs.names]).encode())
-        identity.update(dataset._keys.tobytes())
+        identity.update(dataset.segment_keys.tobytes())
     if datasets[0].cache is not None:
         # Only rank 0 checks what is missing, because another rank could check while files are already being written.
         missing = broadcast(_missing_segments(datasets) if rank() == 0 else None)
@@ -215,7 +233,7 @@ def _missing_segments(datasets: list[WavPairsDataset]) -> list[tuple[int, int]]:
     present = datasets[0].cache.keys()
     missing: dict[bytes, tuple[int, int]] = {}
     for number, dataset in enumerate(datasets):
-        for wav, key in enumerate(dataset._keys.tolist()):
+        for wav, key in enumerate(dataset.segment_keys.tolist()):
             if key.decode() not in present:
                 missing.setdefault(key, (number, wav))
     return list(missing.values())
@@ -234,55 +252,6 @@ def _encode_missing(datasets: list[WavPairsDataset], missing: list[tuple[int, in
             done += len(places)
             progress(done / len(mine) * hours, hours, "h of audio encoded")
     progress.close()
-
-
-# ------------------------------------------------------------------ batches for the training
-
-
-class PairBatches:
-    """Batches of a split's embeddings on a device, from one tensor there if they fit, else read as needed."""
-
-    def __init__(self, dataset: WavPairsDataset, device: torch.device, processes_on_node: int = 1):
-        self.dataset, self.device = dataset, device
-        # On a CPU, reading may have to encode, which would take cores from the training.
-        self.reads_ahead = dataset.cache is not None and device.type == "cuda"
-        self.table = None
-        if dataset.cache is None:
-            return
-        _, first, rows = np.unique(dataset._keys, return_index=True, return_inverse=True)
-        shape = (len(first), dataset.codec.embedding_dim, dataset.num_frames)
-        if 4 * np.prod(shape) > free_memory(device, processes_on_node) / 2:
-            return
-        self.table = torch.empty(shape, device=device)
-        self.rows = torch.from_numpy(rows.reshape(-1, 2)).to(device)
-        for start in range(0, len(first), 64):
-            self.table[start : start + 64] = torch.stack(dataset.embeddings(first[start : start + 64]))
-
-    @property
-    def place(self) -> str:
-        """Where the embeddings are, for the log."""
-        if self.table is not None:
-            return f"in memory ({self.device})"
-        return "read from the cache as needed" if self.dataset.cache else "encoded at every use"
-
-    def __call__(self, indices: Iterable[int], batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield inputs and targets of the pairs `indices`, in this order: [at most batch_size, C, frames] each."""
-        if self.table is not None:
-            for chunk in torch.tensor(list(indices), dtype=torch.long, device=self.device).split(batch_size):
-                inputs, targets = self.rows[chunk].unbind(1)
-                yield self.table[inputs], self.table[targets]
-            return
-        order, on_cuda = list(indices), self.device.type == "cuda"
-
-        def read(start: int) -> list[torch.Tensor]:
-            sides = zip(*self.dataset.__getitems__(order[start : start + batch_size]), strict=True)
-            stacked = [torch.stack(side) for side in sides]
-            return [side.pin_memory() for side in stacked] if on_cuda else stacked
-
-        starts = range(0, len(order), batch_size)
-        for batch in read_ahead(read, starts) if self.reads_ahead else map(read, starts):
-            # On Apple's GPU a non-blocking copy may read memory that has been freed.
-            yield tuple(side.to(self.device, non_blocking=on_cuda) for side in batch)
 
 
 @dataclass

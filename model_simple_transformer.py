@@ -18,14 +18,14 @@ class SimpleTransformer(nn.Module):
     """Predict the next segment's embeddings from one segment's, frame for frame: [B, 128, T] -> [B, 128, T].
 
     encoding_dim: EnCodec's 128. num_heads, num_layers, dropout: the experiment's 8, 4 and 0.1.
-    attention_dropout: of the attention probabilities; 0 by default (README, "Departures", 4).
+    attention_dropout: dropout on the attention probabilities (README, "Departures", 4).
 
-    Training starts from the best hedged copy of the input, `channel_regression`, by three statistics per channel of
-    the training set (`set_statistics`). The head starts at zero and learns what differs from it.
+    The untrained model predicts `channel_regression`, which uses three statistics of each channel of the training set
+    (`set_statistics`). The head starts at zero and learns the difference from it.
 
-    Building one turns off two of torch's ways to compute attention, in the whole process: the eval-mode fast path
-    (`torch.backends.mha`), as it does not use the fused kernel and takes more than twice as long, and cuDNN's kernel,
-    as NaNs were reported of its backward pass in bf16.
+    Building a model turns off two of torch's attention implementations in the whole process. The eval-mode fast path
+    (`torch.backends.mha`) does not use the fused kernel and takes more than twice as long. For cuDNN's kernel, NaNs in
+    the backward pass in bf16 were reported.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SimpleTransformer(nn.Module):
     ):
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.config = settings  # every argument: what a checkpoint needs to build this model again
+        self.config = settings  # all arguments, so that a checkpoint can rebuild this model
         if encoding_dim % 2 or encoding_dim % num_heads:
             raise ValueError(f"encoding_dim {encoding_dim} must be even and a multiple of num_heads {num_heads}")
         self.register_buffer("mean", torch.zeros(encoding_dim, 1))
@@ -71,7 +71,7 @@ class SimpleTransformer(nn.Module):
             buffer.copy_(values.view(-1, 1))
 
     def channel_regression(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """What the untrained model predicts: the input, pulled towards the training mean by each channel's gain."""
+        """The untrained model's prediction: the input, pulled towards the training mean by each channel's gain."""
         return self.mean + self.gain * (embeddings - self.mean)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -88,10 +88,10 @@ class SimpleTransformer(nn.Module):
 def transformer_layer(
     dim: int, num_heads: int, dropout: float, attention_dropout: float = 0.0
 ) -> nn.TransformerEncoderLayer:
-    """torch's own pre-norm GELU layer with a feed-forward of 4 * dim, [B, T, dim] -> [B, T, dim].
+    """torch's pre-norm GELU layer with a feed-forward of 4 * dim, [B, T, dim] -> [B, T, dim].
 
-    Dropout on the attention probabilities has a rate of its own: with it, torch leaves its fused attention kernel on
-    a CPU, and a training step takes several times as long (README, "Departures", 4).
+    Dropout on the attention probabilities has its own rate. Above 0, torch cannot use its fused attention kernel on a
+    CPU, and a training step takes several times as long (README, "Departures", 4).
     """
     layer = nn.TransformerEncoderLayer(
         dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
@@ -102,9 +102,9 @@ def transformer_layer(
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout that draws one 64-bit number for four elements on a CPU, where torch draws one number for each.
+    """nn.Dropout that on a CPU draws one 64-bit number for four elements. torch draws one for each element.
 
-    That saves a tenth of a training step there. The probability is exact to 1/65536.
+    This saves a tenth of a training step. The probability is exact to 1/65536.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@
     sbatch run_train_simple.sh                             # on Levante, 4 GPUs
 
 Every default is the original experiment's. If a run is interrupted, the same command resumes it after its last finished
-epoch. Other settings then apply from there on; another model or codec is refused. Watch the log, or
+epoch. Changed settings apply from there on, except that the model and the codec must stay the same. Watch the log, or
 checkpoints_simple/metrics.jsonl.
 """
 
@@ -71,15 +71,15 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
     if device.type == "cuda" and processes_on_node > torch.cuda.device_count():
         raise UserError(
             f"--num_processes {processes_on_node}: only {torch.cuda.device_count()} GPUs are visible; "
-            "ask for as many, or --device cpu"
+            "use at most that many, or --device cpu"
         )
     if device.type == "mps" and processes_on_node > 1:
         raise UserError(
-            f"--num_processes {processes_on_node}: Apple's GPU takes one process; use --device cpu for more"
+            f"--num_processes {processes_on_node}: only one process can use Apple's GPU; use --device cpu for more"
         )
     dataset = Path(config.dataset_dir)
     if (dataset / ".staging").is_dir() and not (dataset / METADATA_NAME).exists():
-        raise UserError(f"{dataset}: its creation was cut short; run create_dataset_pairs_wav.py again")
+        raise UserError(f"{dataset}: incomplete; run create_dataset_pairs_wav.py again to finish it")
     for split in ("train", "val"):
         find_pairs(dataset / split)
     check_output_folder("--checkpoint_dir", config.checkpoint_dir)
@@ -92,7 +92,7 @@ def check_before_start(config: TrainConfig, processes_on_node: int) -> None:
 
 
 def start_processes(config: TrainConfig, num_processes: int) -> int:
-    """Train with several processes on this machine; the exit status."""
+    """Train with several processes on this machine and return the exit status."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,17 +100,17 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
     started = None
     try:
-        with hold_interrupt():  # the processes import torch first, and would print a traceback each
+        with hold_interrupt():  # each process would print a traceback while it imports torch
             started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
         while not started.join(grace_period=5):
             pass
-    except torch.multiprocessing.ProcessExitedException as error:  # it has printed its reason
+    except torch.multiprocessing.ProcessExitedException as error:  # the process has printed the reason
         return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-    except KeyboardInterrupt as interrupt:  # the processes get it too, as it comes from the terminal
+    except KeyboardInterrupt as interrupt:  # a terminal sends Ctrl-C to all processes
         for process in started.processes if started else []:
             process.join(timeout=5)
             process.terminate()
-        if not started or started.processes[0].exitcode != 130:  # the first process has not said so itself
+        if not started or started.processes[0].exitcode != 130:  # the first process did not print it
             print_interrupt(interrupt)
         return 130
     return 0
@@ -122,15 +122,15 @@ def start_one(rank: int, config: TrainConfig, num_processes: int) -> None:
 
 
 def run_under_torchrun(config: TrainConfig) -> None:
-    """One of the processes that torchrun started: its environment says which."""
+    """Train as one of the processes that torchrun started. Its environment variables say which one."""
     if config.num_processes is not None:
-        raise UserError("--num_processes: torchrun has its own, --nproc_per_node; leave this one out")
+        raise UserError("--num_processes: cannot be used with torchrun; use its --nproc_per_node instead")
     rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
     local_rank = _from_environment("LOCAL_RANK", rank)
     on_node = _from_environment("LOCAL_WORLD_SIZE", world_size)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and not os.environ.get(name):
-            raise UserError(f"RANK is set, but not {name}: start with torchrun, or unset RANK WORLD_SIZE")
+            raise UserError(f"RANK is set but {name} is not; start with torchrun, or unset RANK and WORLD_SIZE")
     if local_rank == 0:
         check_before_start(config, on_node)
     run_process(config, local_rank, rank, world_size, on_node)
@@ -146,17 +146,17 @@ def _from_environment(name: str, default: int | None = None) -> int:
 
 
 def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int, on_node: int) -> None:
-    """One of several processes: an error that a user can fix ends it in one line and status 1."""
+    """Train as one of several processes. An error that the user can fix ends it with one line and status 1."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    tqdm.set_lock(threading.RLock())  # its default, a semaphore between processes, outlives a killed one
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore between processes, which outlives a killed process
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see start_processes
         train_worker(config, local_rank, rank, world_size, on_node)
     except (UserError, OSError) as error:
         if is_bug(error):
             raise
-        # Often all meet the same: the first to say so ends the others, by way of the launcher.
+        # All processes often fail for the same reason. The first prints it, and the launcher then ends the others.
         time.sleep(10 if rank > 0 else 0)
         print_error(error)
         sys.exit(1)
@@ -165,14 +165,14 @@ def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int
             print_interrupt(interrupt)
         leave_at_once(130)
     except RuntimeError as error:
-        # Another process has ended and broken the connection: its reason counts, and the launcher ends this one.
+        # Another process has ended and closed the connection. Its error is the reason, and the launcher ends this one.
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             time.sleep(30)
         raise
 
 
 def leave_at_once(status: int = 0) -> None:
-    """End this process at once: torch's threads sometimes abort a finished process while the interpreter shuts down."""
+    """End this process at once, because torch's threads sometimes abort a process while the interpreter shuts down."""
     if sys.stdout:
         sys.stdout.flush()
     os._exit(status)

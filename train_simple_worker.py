@@ -13,7 +13,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,64 +27,30 @@ from common.devices import choose_precision, pick_device
 from common.errors import UserError
 from common.files import lock_folder
 from common.machine import available_cores
-from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
+from dataset.batches import PairBatches
+from dataset_wav_pairs import open_splits
 from model_simple_transformer import SimpleTransformer, count_parameters
-from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run, save_checkpoint
+from training.checkpoint import BEST, LAST, find_run, load_checkpoint, remove_run
 from training.config import TrainConfig
 from training.curves import CURVES, draw_curves
-from training.distributed import (
-    data_parallel,
-    gather,
-    process_group,
-    raise_on_rank_zero,
-    rank,
-    sum_over_ranks,
-    world_size,
+from training.distributed import data_parallel, process_group, rank, shard_indices, sum_over_ranks, world_size
+from training.experiment import (
+    MSE,
+    check_same_model,
+    check_settings,
+    describe_changed_code,
+    describe_loss,
+    hash_code,
 )
-from training.experiment import CODE, MSE, check_same_model, describe_loss, hash_code, model_settings
-from training.log import (
-    METRICS,
-    append_metrics,
-    describe_epoch,
-    describe_run,
-    describe_tracks,
-    listen_command,
-    log,
-    open_tensorboard,
-    start_metrics,
-)
+from training.log import METRICS, describe_data, describe_run, log, start_metrics
+from training.run import Run, check_finite, raise_not_finite, record_epoch
 from training.state import TrainState, changes, derive_seed
 from training.statistics import channel_statistics, deviation_over_time
 
 
 def loss_function(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """THE LOSS, a mean over all elements of [B, C, T]: training, validation, baselines and early stopping share it."""
+    """THE LOSS, a mean over all elements of [B, C, T]. Training, validation, baselines and early stopping use it."""
     return F.mse_loss(predictions, targets)
-
-
-SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
-
-
-@dataclass
-class Run:
-    """What does not change from the first epoch to the last."""
-
-    config: TrainConfig
-    device: torch.device
-    train_data: PairBatches
-    val_data: PairBatches
-    parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
-    run_metadata: dict[str, object]  # what every checkpoint says of the run
-    changed: dict[str, list]  # since the run was saved: {setting: [saved, now]}
-    tensorboard: object | None = None  # tensorboard's writer, where that is installed
-    synced_at: float = dataclasses.field(default_factory=time.monotonic)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.checkpoint_dir)
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run_metadata["precision"] == "bf16")
 
 
 def train_worker(
@@ -96,10 +61,10 @@ def train_worker(
     on_node: int = 1,
     codec: Codec | None = None,
 ) -> None:
-    """Train as process `global_rank` of `num_processes`; with more than one, MASTER_ADDR and MASTER_PORT are set.
+    """Train as process `global_rank` of `num_processes`. If there are several, MASTER_ADDR and MASTER_PORT must be set.
 
-    local_rank: the number of this process among the `on_node` on its node. codec: instead of the one that
-    --encodec_weights names, on the device of the process. Raises UserError for what the user can fix.
+    local_rank: this process's number among the `on_node` processes of its node. codec: used in place of the one that
+    --encodec_weights names; it must be on the process's device. Raises UserError for problems that the user can fix.
     """
     device = pick_device(config.device, local_rank)
     if device.type == "cuda":
@@ -115,7 +80,7 @@ def train_worker(
             train(run, state)
         except torch.OutOfMemoryError as error:
             what = f"--batch_size {config.batch_size}: {device} is out of memory"
-            raise UserError(f"{what}; use a smaller one, or end the other programs on it") from error
+            raise UserError(f"{what}; use a smaller batch, or stop other programs on the device") from error
 
 
 # ------------------------------------------------------------------ set up
@@ -124,35 +89,48 @@ def train_worker(
 def set_up(
     config: TrainConfig, device: torch.device, processes_on_node: int, codec: Codec | None
 ) -> tuple[Run, TrainState]:
-    """Codec, data, model, optimizer and scheduler; from last.pt if `checkpoint_dir` holds a run."""
-    folder = Path(config.checkpoint_dir)
-    saved = find_run(folder) if config.resume == "auto" else None
+    """Load codec and data, and build the training state, from last.pt if `checkpoint_dir` holds a run."""
+    saved = find_run(Path(config.checkpoint_dir)) if config.resume == "auto" else None
     codec = codec or load_frozen_encodec(config.encodec_weights, device)
-    if codec.embedding_dim % config.num_heads:
-        raise UserError(f"--num_heads {config.num_heads}: must divide the {codec.embedding_dim} embedding channels")
-    settings = model_settings(SimpleTransformer, config, codec.embedding_dim)
-    if saved:
-        remedy = "choose another --checkpoint_dir, or --resume never"
-        check_same_model(saved, f"{folder / LAST}", settings, codec.fingerprint, remedy)
+    settings = check_settings(SimpleTransformer, config, codec, saved)
     precision = choose_precision(config.precision, device)
     log(describe_run(config, device, precision))
     log(codec.banner)
-
-    train_data, val_data, data_hash = open_data(config, codec, device, processes_on_node)
-    pairs = len(train_data.dataset) + len(val_data.dataset)
-    run_metadata = {
+    train_set, val_set, data_hash = open_splits(config.dataset_dir, codec, config.cache_dir, not config.no_cache)
+    train_data, val_data = (PairBatches(split, device, processes_on_node) for split in (train_set, val_set))
+    log(describe_data(train_data, val_data, data_hash))
+    metadata = {
         "config": dataclasses.asdict(config),
         "code": hash_code(),
         "loss": describe_loss(loss_function),
         "world_size": world_size(),
         "precision": precision,
-        "data": {"hash": data_hash, "pairs": pairs},
+        "data": {"hash": data_hash, "pairs": len(train_set) + len(val_set)},
         "codec": codec.fingerprint,
         "codec_is_pretrained": codec.is_pretrained,
         "encodec_weights": weights_source(config.encodec_weights),
         "sample_rate": codec.sample_rate,
-        "num_samples": train_data.dataset.num_samples,
+        "num_samples": train_set.num_samples,
     }
+    state = build_state(config, settings, device)
+    log(f"model      {count_parameters(state.model):,} trainable parameters")
+    if metadata["loss"] != MSE:
+        log(f"loss       {metadata['loss']}: below, MSE stands for this loss")
+    changed = changes(saved, metadata) if saved else {}
+    run = Run(config, device, train_data, val_data, state.model, metadata, changed)
+    if saved:
+        resume(run, state, saved)
+    else:
+        start(run, state)
+    log("baselines  validation MSE: " + ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in state.baselines.items()))
+    with run.autocast():
+        example = torch.zeros(1, codec.embedding_dim, train_set.num_frames, device=device)
+        run.parallel = data_parallel(state.model, example)
+    return run, state
+
+
+def build_state(config: TrainConfig, settings: dict[str, object], device: torch.device) -> TrainState:
+    """An untrained model with its optimizer and scheduler."""
     torch.manual_seed(config.seed)
     model = SimpleTransformer(**settings).to(device)
     optimizer = torch.optim.AdamW(
@@ -161,46 +139,7 @@ def set_up(
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=config.scheduler_factor, patience=config.scheduler_patience
     )
-    log(f"model      {count_parameters(model):,} trainable parameters")
-    if run_metadata["loss"] != MSE:
-        log(f"loss       {run_metadata['loss']}: what is called MSE below is this loss")
-    state = TrainState(model, optimizer, scheduler)
-    run = Run(config, device, train_data, val_data, model, run_metadata, changes(saved, run_metadata) if saved else {})
-    if saved:
-        resume(run, state, saved)
-    else:
-        start(run, state)
-    log("baselines  validation MSE: " + ", ".join(f"{k.replace('_', ' ')} {v:.6g}" for k, v in state.baselines.items()))
-    with run.autocast():
-        example = torch.zeros(1, codec.embedding_dim, train_data.dataset.num_frames, device=device)
-        run.parallel = data_parallel(model, example)
-    return run, state
-
-
-def open_data(
-    config: TrainConfig, codec: Codec, device: torch.device, processes_on_node: int
-) -> tuple[PairBatches, PairBatches, str]:
-    """Both splits, every segment encoded, and the hash of their embeddings."""
-    train_set, val_set = (
-        WavPairsDataset(Path(config.dataset_dir, split), codec, config.cache_dir, not config.no_cache)
-        for split in ("train", "val")
-    )
-    if val_set.num_samples != train_set.num_samples:
-        raise UserError(f"{config.dataset_dir}: train/ and val/ differ in length; create the dataset again")
-    if min(len(train_set), len(val_set)) < world_size():
-        raise UserError(
-            f"{config.dataset_dir}: {len(train_set)} train and {len(val_set)} val pairs are too few for {world_size()} "
-            "processes; use fewer with --num_processes, or more music"
-        )
-    data_hash = prepare_cache([train_set, val_set])
-    train_data, val_data = (PairBatches(split, device, processes_on_node) for split in (train_set, val_set))
-    hours = (len(train_set) + len(val_set)) * train_set.num_samples / codec.sample_rate / 3600
-    log(
-        f"data       {len(train_set)} train and {len(val_set)} val pairs, {hours:.2f} h to predict, "
-        f"[{codec.embedding_dim}, {train_set.num_frames}] embeddings {train_data.place}, hash {data_hash}"
-    )
-    log(describe_tracks(train_set.segments.tracks, val_set.segments.tracks))
-    return train_data, val_data, data_hash
+    return TrainState(model, optimizer, scheduler)
 
 
 def start(run: Run, state: TrainState) -> None:
@@ -209,17 +148,17 @@ def start(run: Run, state: TrainState) -> None:
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
         remedy = "name another with --init_from"
-        check_same_model(initial, config.init_from, state.model.config, run.run_metadata["codec"], remedy)
+        check_same_model(initial, config.init_from, state.model.config, run.metadata["codec"], remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
     else:
         state.model.set_statistics(
-            *channel_statistics(run.train_data(shard_indices(run.train_data), config.batch_size))
+            *channel_statistics(run.train_data(shard_indices(len(run.train_data.dataset)), config.batch_size))
         )
     measure_baselines(run, state)
     if rank() == 0:
         remove_run(run.folder)
-        save_checkpoint([run.folder / LAST], state.checkpoint() | run.run_metadata | {"val_mse": math.nan})
+        run.save([run.folder / LAST], state, math.nan)
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=0)
 
 
@@ -241,12 +180,12 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
         log(f"--init_from {run.config.init_from}: ignored, this run has weights of its own")
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
-        if is_remeasured:  # what the counters call the best must be what best_model.pt holds
-            save_checkpoint([run.folder / BEST], state.checkpoint() | run.run_metadata | {"val_mse": state.best_mse})
+        if is_remeasured:  # best_model.pt must hold the weights that now count as the best
+            run.save([run.folder / BEST], state, state.best_mse)
 
 
 def measure_baselines(run: Run, state: TrainState) -> None:
-    """The loss of predictions that need no training: the training mean, the input itself, the untrained model."""
+    """Measure the loss of predictions that need no training."""
     model = state.model
     state.train_baseline = validate(run, state, lambda inputs: model.mean.expand_as(inputs), run.train_data)[0]
     state.baselines = {
@@ -262,7 +201,6 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 def train(run: Run, state: TrainState) -> None:
     """Train until all epochs are done or the validation loss has stopped falling."""
     already = bool(state.stop_reason(run.config))
-    run.tensorboard = None if already else open_tensorboard(run.folder, state.epoch)
     saved = state.epoch
     try:
         while not state.stop_reason(run.config):
@@ -272,21 +210,14 @@ def train(run: Run, state: TrainState) -> None:
             draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
-    changed_code = [file for file in CODE if file in run.changed] if already else []
-    if changed_code:
-        log(
-            f"*** {', '.join(changed_code)} changed since this run finished: nothing was trained. --resume never "
-            "replaces the run, another --checkpoint_dir starts a new one beside it"
-        )
+    if already:
+        log(describe_changed_code(run.changed))
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
     log(f"finished{' already' if already else ''}: {state.stop_reason(run.config)}; {best}")
 
 
 def run_epoch(run: Run, state: TrainState) -> None:
-    """Train, validate, log and save.
-
-    A killed process loses nothing that was saved. A power failure can cost the last half minute that was not synced.
-    """
+    """Train, validate, save and log."""
     started, lr = time.monotonic(), state.optimizer.param_groups[0]["lr"]
     train_mse, grad_norm = train_epoch(run, state)
     train_seconds = time.monotonic() - started
@@ -302,31 +233,14 @@ def run_epoch(run: Run, state: TrainState) -> None:
         "grad_norm": grad_norm,
         "pairs_per_second": len(run.train_data.dataset) / train_seconds,
         "best": is_best,
-    } | ({"changed": run.changed} if run.changed else {})
-    run.changed = {}
-    kept = run.folder / f"checkpoint_epoch_{state.epoch}.pt" if state.epoch % run.config.checkpoint_every == 0 else None
-    is_due = time.monotonic() - run.synced_at >= SYNC_EVERY_S
-    sync = is_due or bool(state.stop_reason(run.config))
-    if rank() == 0:
-        append_metrics(run.folder / METRICS, line, sync)
-        names = [run.folder / BEST if is_best else None, kept, run.folder / LAST]  # last.pt last: it ends the epoch
-        save_checkpoint(filter(None, names), state.checkpoint() | run.run_metadata | {"val_mse": val_mse}, sync)
-    log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
-    if is_due and rank() == 0:
-        draw_curves(run.folder / CURVES, run.folder / METRICS)
-        run.synced_at = time.monotonic()
-    if kept:
-        log(f"listen     {listen_command(run.config, kept)}")
-    if run.tensorboard:
-        for name in ("train_mse", "val_mse", "skill", "deviation_ratio", "lr", "grad_norm"):
-            run.tensorboard.add_scalar(name, line[name], state.epoch)
-        run.tensorboard.flush()
+    }
+    record_epoch(run, state, line)
 
 
 def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
-    """One pass over the training pairs; returns the train MSE and the mean gradient norm."""
+    """Train on all training pairs once. Returns the training loss and the mean gradient norm."""
     config, data, epoch = run.config, run.train_data, state.epoch + 1
-    # Order and dropout follow from seed, epoch and rank: a resumed run draws the same, and ranks draw other masks.
+    # Order and dropout depend only on seed, epoch and rank, so a resumed run repeats them, and each rank has its own.
     torch.manual_seed(derive_seed(config.seed, epoch, rank()))
     sampler = DistributedSampler(data.dataset, num_replicas=world_size(), rank=rank(), seed=config.seed)
     sampler.set_epoch(epoch)
@@ -371,7 +285,8 @@ def validate(
     """
     state.model.eval()
     data = data or run.val_data
-    dataset, mine, size = data.dataset, shard_indices(data), run.config.batch_size
+    dataset, size = data.dataset, run.config.batch_size
+    mine = shard_indices(len(dataset))
     sums, bad = torch.zeros(3, dtype=torch.float64), []
     for step, (inputs, targets) in enumerate(data(mine, size)):
         with run.autocast():
@@ -382,34 +297,5 @@ def validate(
             bad = [dataset.name(i) for i in mine[step * size : (step + 1) * size]]
     error, predicted, true = sum_over_ranks(sums).tolist()
     if not math.isfinite(error):  # the same on every process
-        names = ", ".join(sorted(name for names in gather(bad) for name in names))
-        what = f"the validation MSE is not finite after epoch {state.epoch}, pairs {names}"
-        raise_on_rank_zero(f"{what}; look at these pairs, or lower --lr")
+        raise_not_finite(f"the validation MSE is not finite after epoch {state.epoch}", bad)
     return error / len(dataset), predicted / max(true, 1e-30)
-
-
-# ------------------------------------------------------------------ small parts
-
-
-def shard_indices(data: PairBatches) -> list[int]:
-    """The pairs of a split that this process handles when all processes sum over the split: each pair once."""
-    return list(range(rank(), len(data.dataset), world_size()))
-
-
-def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.Tensor, indices: list[int]) -> None:
-    """UserError that names the pairs of the first step, on any process, whose loss or gradient is not finite.
-
-    A NaN reaches every process in the next step: the earliest step, and there the loss, names the culprit.
-    """
-    bad = [(step, 0) for step in (~losses.isfinite()).nonzero().flatten().tolist()]
-    bad += [(step, 1) for step in (~grad_norms.isfinite()).nonzero().flatten().tolist()]
-    first, size = min(bad, default=(math.inf, 0)), run.config.batch_size
-    names = [run.train_data.dataset.name(i) for i in indices[first[0] * size :][:size]] if bad else []
-    reports = gather((first, names))
-    earliest = min(order for order, _ in reports)
-    if earliest[0] < math.inf:
-        culprits = ", ".join(sorted({name for order, names in reports if order == earliest for name in names}))
-        what = f"the loss is not finite: epoch {epoch}, step {earliest[0] + 1}, pairs {culprits}"
-        raise_on_rank_zero(
-            f"{what}; look at these pairs, or lower --lr; {run.folder / LAST} is from the last good epoch"
-        )

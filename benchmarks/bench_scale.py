@@ -29,6 +29,7 @@ from audio.frozen_encodec import load_frozen_encodec  # noqa: E402
 from benchmarks.measure import Row, peak_memory  # noqa: E402
 from common.threads import read_ahead  # noqa: E402
 from dataset import split_index  # noqa: E402
+from dataset.batches import PairBatches  # noqa: E402
 from dataset.pairs import PairRow, digest_of, write_metadata  # noqa: E402
 from training.config import TrainConfig  # noqa: E402
 
@@ -71,7 +72,7 @@ def measure_loader(dataset_dir: str, cache_dir: str) -> dict[str, float]:
     codec = load_frozen_encodec("untrained")
     dataset = dataset_wav_pairs.WavPairsDataset(Path(dataset_dir, "train"), codec, cache_dir)
     dataset_wav_pairs.prepare_cache([dataset])
-    batches = dataset_wav_pairs.PairBatches(dataset, torch.device("cpu"))
+    batches = PairBatches(dataset, torch.device("cpu"))
     best = 0.0
     for epoch in range(5):
         order = np.random.default_rng(epoch).permutation(len(dataset))[: 16 * (BATCHES + 10)].tolist()

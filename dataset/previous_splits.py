@@ -50,17 +50,8 @@ class PreviousSplits:
         return cls(splits, {digest: files[name] for name, digest in previous.digests.items() if name in files})
 
     def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
-        """The earlier splits of these files, found by audio if they have been read, else by name."""
-        present, gone = {_name(source) for source in sources}, {}
-        for name in self.of_name.keys() - present:
-            gone.setdefault(os.path.basename(name), set()).add(self.of_name[name])
-        splits = {}
-        for source in sources:
-            name = _name(source)
-            if name in self.of_name:
-                splits[source] = self.of_name[name]
-            elif moved := gone.get(os.path.basename(name)):
-                splits[source] = min(moved)  # "train" before "val"
+        """The earlier splits of these files, found by their audio if they have been read, else by their path."""
+        splits = {source: self.of_name[_name(source)] for source in sources if _name(source) in self.of_name}
         names = {
             source: {self.name_of[s.digest] for s in track.segments if s.digest in self.name_of}
             for source, track in tracks.items()

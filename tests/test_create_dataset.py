@@ -155,7 +155,7 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
 
 
-@pytest.mark.parametrize("happens", ["renamed", "moved", "encoded anew"])
+@pytest.mark.parametrize("happens", ["renamed", "moved", "re-encoded"])
 def test_music_keeps_its_split_whatever_its_name_is_now(tmp_path, create, happens):
     """A model may have been trained on it."""
     for number in range(9):
@@ -166,14 +166,14 @@ def test_music_keeps_its_split_whatever_its_name_is_now(tmp_path, create, happen
     (tmp_path / "m/An album").mkdir()
     for number in range(9 if happens == "moved" else 8):
         path = tmp_path / "m" / f"{number}.wav"
-        if happens == "encoded anew":
+        if happens == "re-encoded":
             soundfile.write(path.with_suffix(".ogg"), soundfile.read(path)[0], 24000)
             path.unlink()
         else:
             path.rename(path.parent / (("An album/" if happens == "moved" else "song ") + path.name))
     assert "removed since: 0.wav, " in create(tmp_path / "m", tmp_path / "d").stdout
     metadata = read_metadata(tmp_path / "d/metadata.txt")
-    if happens == "encoded anew":
+    if happens == "re-encoded":
         assert splits == {row.source[0]: row.split for row in metadata.pairs}
     else:
         assert before == {digest: name[:3] for name, digest in metadata.digests.items()}

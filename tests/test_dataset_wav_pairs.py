@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from common.errors import UserError
 from common.threads import THREADS, read_ahead
 from dataset import split_index
+from dataset.batches import PairBatches
 from dataset.cache import EmbeddingCache
 from dataset.pairs import read_metadata, read_pcm16
-from dataset_wav_pairs import PairBatches, WavPairsDataset, prepare_cache
+from dataset_wav_pairs import WavPairsDataset, prepare_cache
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_cached_and_uncached_are_equal(small_dataset, codec):
 def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeypatch):
     dataset = WavPairsDataset(small_dataset / "train", codec)
     in_memory = PairBatches(dataset, torch.device("cpu"))
-    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 1000)
+    monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 1000)
     from_disk, ahead = (PairBatches(dataset, torch.device("cpu")) for _ in range(2))
     ahead.reads_ahead = True  # as for a GPU
     encoded = PairBatches(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
@@ -179,7 +180,7 @@ def test_damage_met_while_reading_ahead_is_one_line_and_encoded_again(copy, code
     output = next(i for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)  # which is read once
     whole, path = dataset.embeddings([output])[0], dataset.cache.path(keys[output])
     path.write_bytes(path.read_bytes()[:-1])
-    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 0)
+    monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     batches = PairBatches(dataset, torch.device("cpu"))
     batches.reads_ahead = True
     targets = torch.cat([targets for _, targets in batches(range(19), 4)])

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from training_runs import difference, load, metrics
 
 from audio.frozen_encodec import load_frozen_encodec
-from dataset_wav_pairs import PairBatches, WavPairsDataset
+from dataset.batches import PairBatches
+from dataset_wav_pairs import WavPairsDataset
 from model_simple_transformer import SimpleTransformer
 from training import distributed
 
@@ -170,7 +171,7 @@ def test_a_damaged_cache_file_met_in_training_is_one_line(copy, monkeypatch, cap
     pair = alone(dataset)
     whole, path = dataset[pair][1], dataset.cache.path(dataset.keys[pair][1])
     path.write_bytes(path.read_bytes()[:-1])
-    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 0)
+    monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     batches = PairBatches(dataset, DEVICE)
     batches.reads_ahead = True  # on a GPU it does so by itself
     targets = torch.cat([targets for _, targets in batches(range(19), 4)]).cpu()

@@ -122,7 +122,7 @@ def test_a_launchers_leftovers_are_named_or_ignored(small_dataset, tmp_path, fai
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    fails(*train, says="RANK is set, but not MASTER_ADDR: start with torchrun, or unset RANK WORLD_SIZE")
+    fails(*train, says="RANK is set but MASTER_ADDR is not; start with torchrun, or unset RANK and WORLD_SIZE")
     monkeypatch.setenv("WORLD_SIZE", "two")
     fails(*train, says="WORLD_SIZE='two': not a whole number")
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -14,6 +14,7 @@ from conftest import ROOT, UNTRAINED, main_of, one_line_error, run_script, write
 from training_runs import SCRIPT, command, difference, load, metrics
 
 import train_simple_worker
+import training.run
 
 EIGHT = ("--epochs", 8, "--batch_size", 2)
 
@@ -41,7 +42,8 @@ def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undistur
 @pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save_checkpoint", "describe_epoch"])
 def test_stopped_anywhere_in_an_epoch_it_ends_the_same(small_dataset, tmp_path, run, undisturbed, at, monkeypatch, rng):
     """Ctrl-C in each part of a random epoch: one line names the epoch from which the same command resumes."""
-    real, calls = getattr(train_simple_worker, at), []
+    module = train_simple_worker if at in ("train_epoch", "validate") else training.run
+    real, calls = getattr(module, at), []
     after = int(rng.integers(5, 8))  # four calls of validate measure baselines
 
     def stopped(*args, **kwargs):
@@ -52,11 +54,11 @@ def test_stopped_anywhere_in_an_epoch_it_ends_the_same(small_dataset, tmp_path, 
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train_simple_worker, at, stopped)
+    monkeypatch.setattr(module, at, stopped)
     result = run(*command(small_dataset, tmp_path, *EIGHT), status=130)
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("***")]
     assert line.startswith("train_simple_ddp.py: interrupted; the same command resumes after epoch ")
-    monkeypatch.setattr(train_simple_worker, at, real)
+    monkeypatch.setattr(module, at, real)
     run(*command(small_dataset, tmp_path, *EIGHT))
     check_same_outcome(tmp_path, undisturbed)
 
@@ -118,18 +120,19 @@ def test_files_are_synced_when_it_is_time_and_at_the_end(
 ):
     """Each epoch is written, also those that are not synced; curves are drawn with the syncs and at the end."""
     synced, drawn, saved = [], [], []
-    fsync, draw, save = os.fsync, train_simple_worker.draw_curves, train_simple_worker.save_checkpoint
-    monkeypatch.setattr(train_simple_worker, "SYNC_EVERY_S", every_s)
+    fsync, draw, save = os.fsync, training.run.draw_curves, training.run.save_checkpoint
+    monkeypatch.setattr(training.run, "SYNC_EVERY_S", every_s)
     done = lambda: len(metrics(tmp_path)) if (tmp_path / "metrics.jsonl").exists() else 0  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(done()) or fsync(file))
-    monkeypatch.setattr(train_simple_worker, "draw_curves", lambda *args: drawn.append(len(saved)) or draw(*args))
+    for module in (training.run, train_simple_worker):
+        monkeypatch.setattr(module, "draw_curves", lambda *args: drawn.append(len(saved)) or draw(*args))
 
     def save_and_look(paths, checkpoint, *args):
         save(paths, checkpoint, *args)
         if checkpoint["epoch"]:
             saved.append(load(tmp_path / "last.pt")["epoch"])
 
-    monkeypatch.setattr(train_simple_worker, "save_checkpoint", save_and_look)
+    monkeypatch.setattr(training.run, "save_checkpoint", save_and_look)
     run(*command(small_dataset, tmp_path, "--epochs", 3, "--checkpoint_every", 1))
     assert saved == [1, 2, 3] and sorted(set(synced) - {0}) == synced_epochs
     assert drawn == ([1, 2, 3, 3] if every_s == 0 else [3]) and (tmp_path / "curves.png").exists()

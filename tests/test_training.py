@@ -154,7 +154,7 @@ def test_however_the_embeddings_come_it_trains_the_same(small_dataset, tmp_path,
     before = set(small_dataset.rglob("*.npy"))
     run(*command(small_dataset, tmp_path / "encoded", "--epochs", 2, "--no_cache"))
     assert set(small_dataset.rglob("*.npy")) == before
-    monkeypatch.setattr("dataset_wav_pairs.free_memory", lambda *_: 0)
+    monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     log = run(*command(small_dataset, tmp_path / "read", *args)).stdout
     assert "read from the cache as needed" in log
     states = [load(tmp_path / name / "last.pt")["model"] for name in ("memory", "encoded", "read")]

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values, written whole, checked when read."""
+"""Save and load checkpoints: tensors and plain values, written atomically and checked when read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAST, BEST = "last.pt", "best_model.pt"
 
 
 def save_checkpoint(paths: Iterable[Path], checkpoint: dict, sync: bool = True) -> None:
-    """Serialise a checkpoint once and write it under each of `paths`, atomically; with `sync` through to the disk."""
+    """Write a checkpoint atomically to each of `paths`. With `sync`, wait until it is on the disk."""
     content = io.BytesIO()
     torch.save(checkpoint | {"format": FORMAT}, content)
     for path in paths:
@@ -55,9 +55,9 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
 
 
 def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, device: torch.device) -> FrozenEncodec:
-    """The codec that the checkpoint at `path` was trained with: `weights`, else what the checkpoint remembers.
+    """Load the codec that the checkpoint at `path` was trained with, from `weights` or from where it was then.
 
-    Raises UserError, naming both codecs, if it cannot be had or `weights` are another's.
+    Raises UserError if the weights are missing, or are those of another codec.
     """
     trained_with = checkpoint["encodec_weights"]
     try:
@@ -66,7 +66,7 @@ def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, d
         if weights:
             raise
         raise UserError(
-            f"{path}: trained with --encodec_weights {trained_with}, which cannot be had: {error}"
+            f"{path}: trained with --encodec_weights {trained_with}, which cannot be loaded: {error}"
         ) from error
     if codec.fingerprint != checkpoint["codec"]:
         raise UserError(
@@ -77,9 +77,9 @@ def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, d
 
 
 def find_run(folder: Path) -> dict | None:
-    """The checkpoint that the run in `folder` resumes from, None if there is no run.
+    """The checkpoint from which the run in `folder` resumes; None if there is no run.
 
-    Raises UserError if it is damaged or missing, naming the latest checkpoint that could replace it.
+    Raises UserError if it is damaged or missing. The message names the latest checkpoint that can replace it.
     """
     others = [path for path in (*folder.glob("checkpoint_epoch_*.pt"), folder / BEST) if path.exists()]
     if not others and not (folder / LAST).exists():
@@ -98,7 +98,7 @@ def find_run(folder: Path) -> dict | None:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the checkpoints of an earlier run. Raises UserError, and removes nothing, if one is not this project's."""
+    """Remove the checkpoints of an earlier run. If one is not this project's, raises UserError and removes nothing."""
     paths = [p for p in (folder / LAST, folder / BEST, *folder.glob("checkpoint_epoch_*.pt")) if p.exists()]
     for path in paths:
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The settings of a training run: each a flag of train_simple_ddp.py, the defaults the original experiment's."""
+"""The settings of a training run. Each is a flag of train_simple_ddp.py; the defaults are the original experiment's."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PROBABILITY = number(float, at_least=0, below=1)
 @dataclass(frozen=True)
 class TrainConfig:
     dataset_dir: str = dataset_setting()
-    checkpoint_dir: str = setting("checkpoints_simple", "where checkpoints and metrics.jsonl go", type=file_path)
-    batch_size: int = setting(16, "pairs per process and step", type=COUNT)
-    epochs: int = setting(200, "train for at most this many", type=COUNT)
+    checkpoint_dir: str = setting("checkpoints_simple", "folder for checkpoints and metrics.jsonl", type=file_path)
+    batch_size: int = setting(16, "pairs per step, for each process", type=COUNT)
+    epochs: int = setting(200, "maximum number of epochs", type=COUNT)
     lr: float = setting(1e-4, "AdamW's learning rate", type=number(float, above=0))
     weight_decay: float = setting(0.01, "AdamW's weight decay", type=number(float, at_least=0))
     patience: int = setting(20, "stop after this many epochs without a better validation MSE", type=COUNT)
     scheduler_factor: float = setting(
         0.5, "multiply the learning rate by this on a plateau", type=number(float, above=0, below=1)
     )
-    scheduler_patience: int = setting(5, "epochs without progress before that", type=number(int, at_least=0))
+    scheduler_patience: int = setting(5, "epochs on a plateau before that", type=number(int, at_least=0))
     max_grad_norm: float = setting(1.0, "clip gradients to this norm", type=number(float, above=0))
-    checkpoint_every: int = setting(10, "epochs between the checkpoint_epoch_N.pt", type=COUNT)
+    checkpoint_every: int = setting(10, "keep a checkpoint_epoch_N.pt every this many epochs", type=COUNT)
     num_layers: int = setting(4, "transformer layers", type=number(int, at_least=1, at_most=1000))
     num_heads: int = setting(8, "attention heads", type=number(int, at_least=1, at_most=128))
     dropout: float = setting(0.1, "on embeddings, residual branches and feed-forward", type=PROBABILITY)
@@ -41,25 +41,25 @@ class TrainConfig:
         0.0, "on attention probabilities; the original had 0.1 (README, Departures, 4)", type=PROBABILITY
     )
     num_processes: int | None = setting(
-        None, "on this machine (default: one per GPU, else 1)", type=number(int, at_least=1, at_most=1024)
+        None, "processes on this machine (default: one per GPU, else 1)", type=number(int, at_least=1, at_most=1024)
     )
     device: str = device_setting()
     precision: str = setting("auto", "auto is bf16 on GPUs that have it, else fp32", choices=("auto", "fp32", "bf16"))
     resume: str = setting(
         "auto",
-        "auto resumes a run found in checkpoint_dir, never removes it and starts a new one",
+        "auto: resume the run in checkpoint_dir, if any; never: remove it and start a new one",
         choices=("auto", "never"),
     )
     init_from: str | None = setting(None, "start a new run from this checkpoint's weights", type=file_path)
-    no_cache: bool = setting(False, "encode every batch as it comes and keep nothing")
+    no_cache: bool = setting(False, "encode each batch when it is used, and store nothing")
     cache_dir: str | None = cache_setting()
     encodec_weights: str = weights_setting()
     seed: int = seed_setting("weights, data order and dropout")
-    check_only: bool = setting(False, "check dataset, weights and devices, train nothing")
+    check_only: bool = setting(False, "only check dataset, weights and devices")
 
 
-# Settings that a resume does not compare by name. Some do not affect what is learned; processes, precision and data are
-# compared by their effect (training/state.py).
+# Settings that a resume does not compare. Some do not affect what is learned. Processes, precision and data are
+# compared in another way (`changes` in training/state.py).
 IGNORED_ON_RESUME = {
     "dataset_dir", "checkpoint_dir", "epochs", "checkpoint_every", "num_processes", "device", "precision", "resume",
     "init_from", "no_cache", "cache_dir", "encodec_weights", "check_only",

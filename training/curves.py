@@ -1,4 +1,4 @@
-"""curves.png: what a training has logged so far, as a picture."""
+"""Draw curves.png from the log of a training run. Used after every few epochs and by the report page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BASELINES = {
 
 
 def draw_curves(path: Path, metrics: Path) -> None:
-    """Train and validation MSE by epoch, the baselines, and the learning rate: a PNG 600 pixels wide."""
-    from matplotlib.figure import Figure  # here, as it is a fifth of what a training imports
+    """Plot training and validation MSE, the baselines, and the learning rate by epoch. Writes a PNG 600 pixels wide."""
+    from matplotlib.figure import Figure  # imported here because it takes a fifth of the start-up time
     from matplotlib.ticker import MaxNLocator
 
     first, *lines = read_metrics(metrics)
@@ -33,7 +33,7 @@ def draw_curves(path: Path, metrics: Path) -> None:
         value = first["baselines"][name]
         if value < high + 2 * (high - low):
             top.axhline(value, color=colour, dashes=dashes, label=label)
-        else:  # drawn, it would flatten what matters
+        else:  # a line that far up would flatten the curves
             top.plot([], [], color=colour, dashes=dashes, label=f"{label}: {value:.4g}")
     top.set_ylabel("MSE of embeddings")
     top.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)

@@ -29,7 +29,7 @@ def process_group(rank: int, world_size: int, device: torch.device) -> Iterator[
     """Join the other processes at MASTER_ADDR:MASTER_PORT within the block. A single process needs no group."""
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _stdout_discarded():  # Gloo prints "Rank 0 is connected to ...", and has no switch for it
+        with _stdout_discarded():  # Gloo prints "Rank 0 is connected to ..." and cannot be told not to
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1))
     yield
     if world_size > 1:  # not after an error: the others may be waiting in a collective
@@ -39,7 +39,7 @@ def process_group(rank: int, world_size: int, device: torch.device) -> Iterator[
 @contextlib.contextmanager
 def _stdout_discarded() -> Iterator[None]:
     """Discard what C++ code prints to file descriptor 1."""
-    if sys.stdout is None:  # closed: the descriptor may be another file's
+    if sys.stdout is None:  # stdout is closed, so the descriptor may belong to another file
         yield
         return
     sys.stdout.flush()
@@ -51,6 +51,11 @@ def _stdout_discarded() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def shard_indices(count: int) -> list[int]:
+    """Those of `count` items that this process handles when all processes sum over them: each item once."""
+    return list(range(rank(), count, world_size()))
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -82,18 +87,18 @@ def barrier() -> None:
 
 
 def raise_on_rank_zero(message: str) -> NoReturn:
-    """Raise UserError on the first process for an error that all have met. The launcher ends the others, which wait."""
+    """Raise UserError on the first process, for an error that occurs on all. The others wait until they are ended."""
     if rank() > 0:
         dist.barrier()
     raise UserError(message)
 
 
 def data_parallel(model: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
-    """`model` under DistributedDataParallel, after one pass on `example` that trains nothing; alone, `model`.
+    """Wrap `model` in DistributedDataParallel, or return it unchanged if there is only one process.
 
-    After its first backward pass DDP rearranges its buckets, and with them the order in which the gradients of
-    three or more processes are added. With that pass done before the first step, whether a run starts or
-    resumes, all steps add in the same order.
+    After its first backward pass, DDP rearranges its buckets. That changes the order in which the gradients of three or
+    more processes are added. So this runs one backward pass on `example` that trains nothing. Then all steps add in the
+    same order, whether the run starts or resumes.
     """
     if world_size() == 1:
         return model

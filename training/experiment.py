@@ -1,4 +1,4 @@
-"""What defines an experiment besides its settings: the loss, the model's settings and the code. Used by the worker."""
+"""Describe and compare what defines an experiment: the loss, the model's settings and the code. Used by the worker."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+from audio.codec import Codec
 from common.errors import UserError
+from training.checkpoint import LAST
 from training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 CODE = ("model_simple_transformer.py", "train_simple_worker.py", "training/config.py")  # define the experiment
 MSE = "MSE"
-REGULARIZERS = ("dropout", "attention_dropout")  # may change in a resume: they leave the meaning of the weights alone
+REGULARIZERS = ("dropout", "attention_dropout")  # a resume may change these, because the weights still fit
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,18 +31,38 @@ def describe_loss(loss: Loss) -> str:
 
 
 def hash_code() -> dict[str, str]:
-    """The SHA-256 of each file in `CODE`, its first 8 digits: a checkpoint keeps them, and a resume compares them."""
+    """The start of the SHA-256 of each file in `CODE`. Checkpoints store these hashes, and a resume compares them."""
     return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:8] for name in CODE}
 
 
+def describe_changed_code(changed: dict[str, list]) -> str:
+    """A warning for a finished run if the code that defines it has changed since; else empty."""
+    files = ", ".join(name for name in CODE if name in changed)
+    return files and (
+        f"*** {files} changed since this run finished, and nothing was trained. To train with the new code, add "
+        "--resume never to replace the run, or choose another --checkpoint_dir"
+    )
+
+
 def model_settings(model_class: type, config: TrainConfig, encoding_dim: int) -> dict[str, object]:
-    """The arguments of the model: the codec's width, and every setting of the run that has an argument's name."""
+    """The model's arguments: the codec's width, and each setting of the run that has the name of an argument."""
     arguments = [name for name in inspect.signature(model_class).parameters if hasattr(config, name)]
     return {"encoding_dim": encoding_dim} | {name: getattr(config, name) for name in arguments}
 
 
+def check_settings(model_class: type, config: TrainConfig, codec: Codec, saved: dict | None) -> dict[str, object]:
+    """The model's settings. Raises UserError if the saved run has another model or codec."""
+    if codec.embedding_dim % config.num_heads:
+        raise UserError(f"--num_heads {config.num_heads}: must divide the {codec.embedding_dim} embedding channels")
+    settings = model_settings(model_class, config, codec.embedding_dim)
+    if saved:
+        remedy = "choose another --checkpoint_dir, or --resume never"
+        check_same_model(saved, f"{Path(config.checkpoint_dir, LAST)}", settings, codec.fingerprint, remedy)
+    return settings
+
+
 def check_same_model(saved: dict, path: str, settings: dict[str, object], codec: str, remedy: str) -> None:
-    """UserError, ending in `remedy`, if the checkpoint at `path` is of another model or codec than this run's."""
+    """Raise UserError, ending in `remedy`, if the checkpoint at `path` has another model or codec than this run."""
     differences = [
         f"{name} {saved['model_config'][name]}, not {value}"
         for name, value in settings.items()

@@ -1,10 +1,9 @@
-"""What a training run says: lines for people, made for `tail -f`, and metrics.jsonl for programs."""
+"""The log of a training run: lines for people (`tail -f`), and metrics.jsonl for programs."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ import torch
 
 from common.errors import name_in_errors
 from common.files import atomic_write
+from dataset.batches import PairBatches
 from dataset.selection import TRACKS_FOR_A_VERDICT
 from training.config import TrainConfig
 from training.distributed import rank, world_size
@@ -24,15 +24,15 @@ METRICS = "metrics.jsonl"
 
 
 def log(line: str) -> None:
-    """Print a line, once for all processes."""
+    """Print a line on the first process only."""
     if rank() == 0 and line:
         print(line, flush=True)
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl: {"baselines": {name: MSE}}, then one an epoch; [] if there is no file.
+    """The lines of a metrics.jsonl: {"baselines": {name: MSE}}, then one per epoch. [] if there is no file.
 
-    A last line without its end, which a running or killed training leaves, is dropped.
+    An incomplete last line, which a running or killed training may leave, is dropped.
     """
     if not path.exists():
         return []
@@ -41,19 +41,19 @@ def read_metrics(path: Path) -> list[dict]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            print(f"{path}: a line is damaged and left out", flush=True)
+            print(f"{path}: a damaged line is ignored", flush=True)
     return lines
 
 
 def start_metrics(path: Path, baselines: dict[str, float], epochs_done: int) -> None:
-    """Begin metrics.jsonl, or bring it back to the epoch that a run resumes from."""
+    """Start metrics.jsonl, or cut it back to the epoch from which a run resumes."""
     kept = [line for line in read_metrics(path) if 1 <= line.get("epoch", 0) <= epochs_done]
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
 
 
 def append_metrics(path: Path, line: dict[str, object], sync: bool = True) -> None:
-    """Append an epoch's line, with `sync` through to the disk."""
+    """Append an epoch's line. With `sync`, wait until it is on the disk."""
     with name_in_errors(path), open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -61,17 +61,8 @@ def append_metrics(path: Path, line: dict[str, object], sync: bool = True) -> No
             os.fsync(file.fileno())
 
 
-def open_tensorboard(folder: Path, epochs_done: int) -> object | None:
-    """A SummaryWriter into `folder` if tensorboard is installed; what a resume repeats is dropped."""
-    if rank() > 0 or importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=epochs_done + 1)
-
-
 def describe_run(config: TrainConfig, device: torch.device, precision: str) -> str:
-    """The opening of the log: when, what code, on what, with which settings."""
+    """The first lines of the log: time, commit, versions, devices and settings."""
     now = datetime.datetime.now().isoformat(timespec="seconds")
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads each"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
@@ -85,19 +76,29 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str) -> s
     )
 
 
+def describe_data(train: PairBatches, val: PairBatches, data_hash: str) -> str:
+    """The size of the two splits, and a warning if the validation split is weak."""
+    dataset, codec = train.dataset, train.dataset.codec
+    counts = [len(dataset), len(val.dataset)]
+    hours = sum(counts) * dataset.num_samples / codec.sample_rate / 3600
+    line = (
+        f"data       {counts[0]} train and {counts[1]} val pairs, {hours:.2f} h to predict, "
+        f"[{codec.embedding_dim}, {dataset.num_frames}] embeddings {train.place}, hash {data_hash}"
+    )
+    return "\n".join(filter(None, [line, describe_tracks(dataset.segments.tracks, val.dataset.segments.tracks)]))
+
+
 def describe_tracks(train: set[str], val: set[str]) -> str:
-    """A warning where the validation split cannot judge the model; empty where it can."""
-    if train & val:
-        return (
-            f"*** {len(train & val)} of {len(val)} validation tracks are trained on: val says nothing about new music"
-        )
+    """A warning if the validation split is too weak for a verdict, else empty."""
+    if shared := len(train & val):
+        return f"*** {shared} of {len(val)} validation tracks are also trained on: val says nothing about new music"
     if 0 < len(val) < TRACKS_FOR_A_VERDICT:
         return f"validation {len(val)} tracks: too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
     return ""
 
 
 def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
-    """An epoch's line, `seconds` of training after the first began; `left` is the time without early stopping."""
+    """An epoch's line in the log. `seconds`: training time so far. `left` ignores early stopping."""
     left = datetime.timedelta(seconds=round(seconds / line["epoch"] * (epochs - line["epoch"])))
     return (
         f"epoch {line['epoch']:3d}/{epochs}  train {line['train_mse']:.6g}  val {line['val_mse']:.6g}  "
@@ -108,7 +109,7 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
 
 
 def listen_command(config: TrainConfig, checkpoint: Path) -> str:
-    """The command that evaluates a checkpoint of this run while it trains."""
+    """The command that evaluates a checkpoint of this run, which can be used while it trains."""
     words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
     for flag in ("dataset_dir", "cache_dir"):
         if (value := getattr(config, flag)) != getattr(TrainConfig(), flag):

@@ -1,4 +1,4 @@
-"""What a training run carries from epoch to epoch: saved in every checkpoint, restored by a resume."""
+"""The state of a training run: what every checkpoint saves and a resume restores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
     baselines: dict[str, float] = field(default_factory=dict)  # validation loss of predictions that need no training
     train_baseline: float = math.nan  # training loss of the training mean
-    epoch: int = 0  # the last that is finished
+    epoch: int = 0  # the last finished epoch
     best_mse: float = math.inf
     best_epoch: int = 0
     epochs_without_best: int = 0
-    seconds: float = 0.0  # of training
+    seconds: float = 0.0  # training time so far
 
     def checkpoint(self) -> dict:
-        """Tensors and plain values, without copying."""
+        """The state as tensors (not copied) and plain values."""
         return {
             "model": self.model.state_dict(),
             "model_config": self.model.config,
@@ -37,12 +37,12 @@ class TrainState:
         } | {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, saved: dict, config: TrainConfig) -> None:
-        """Take over a checkpoint, then the settings of `config` that differ from the saved run's.
+        """Load a checkpoint, then apply the settings of `config` that differ from the saved run's.
 
-        The learning rate stays as the scheduler has lowered it, unless `config` has another than the saved run.
+        The scheduler's current learning rate stays, unless `config.lr` differs from the saved run's.
         """
         for group in saved["optimizer"]["param_groups"]:
-            group["fused"] = self.optimizer.defaults["fused"]  # follows the device, not the checkpoint
+            group["fused"] = self.optimizer.defaults["fused"]  # depends on the device, not on the checkpoint
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
@@ -54,15 +54,15 @@ class TrainState:
             if config.lr != saved["config"]["lr"]:
                 group["lr"] = config.lr
         if config.epochs > saved["config"]["epochs"] and self.epochs_without_best >= config.patience:
-            self.epochs_without_best = 0  # more epochs asked for after an early stop
+            self.epochs_without_best = 0  # after an early stop, the user wants more epochs
 
     def reset_best(self, val_mse: float) -> None:
-        """Make the present weights, at `val_mse` on a new validation split, the best so far."""
+        """Make the current weights the best so far. `val_mse`: their loss on a new validation split."""
         self.best_mse, self.best_epoch, self.epochs_without_best = val_mse, self.epoch, 0
         self.scheduler.best, self.scheduler.num_bad_epochs = val_mse, 0
 
     def end_epoch(self, val_mse: float, seconds: float) -> bool:
-        """Count a finished epoch; is it the best so far?"""
+        """Count a finished epoch. Returns whether it is the best so far."""
         self.scheduler.step(val_mse)
         self.epoch += 1
         self.seconds += seconds
@@ -81,11 +81,11 @@ class TrainState:
 
 
 def changes(saved: dict, now: dict) -> dict[str, list]:
-    """{setting: [saved, now]} of what steers a training and differs from the saved run.
+    """The settings, code and data that differ from the saved run: {name: [saved, now]}.
 
-    saved, now: `config`, `code`, `loss`, `world_size`, `precision` and `data` as in a checkpoint.
+    saved, now: dictionaries with `config`, `code`, `loss`, `world_size`, `precision` and `data`, as in a checkpoint.
     """
-    # A setting that is newer than the saved run had its default there.
+    # If a setting did not exist yet when the run was saved, its default applied.
     then, here = dataclasses.asdict(TrainConfig()) | saved["config"], now["config"]
     changed = {
         name: [then[name], value]
@@ -105,5 +105,5 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
 
 
 def derive_seed(*numbers: int) -> int:
-    """One 63-bit seed from several whole numbers."""
+    """Combine several whole numbers into one 63-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Statistics of a split's embeddings, exact over any number of processes."""
+"""Statistics of a split's embeddings, which are exact for any number of processes. Used by the worker."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from training.distributed import sum_over_ranks
 def channel_statistics(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, standard deviation and gain of each channel over inputs and targets [B, C, T], summed over processes.
+    """Mean, standard deviation and gain of each channel, over the batches (inputs, targets) of all processes.
 
-    Mean and deviation are of inputs and targets together. The gain is the least-squares one from input to target,
-    frame for frame: with z standardised, sum(z_x z_y) / sum(z_x²). Returns float32 [C] each.
+    Mean and deviation are over inputs and targets together. The gain is the least-squares regression from input to
+    target, frame by frame: sum(z_x z_y) / sum(z_x²), with z standardized. Batches are [B, C, T].
+    Returns float32 [C] each.
     """
     # Means over pairs and frames of x, y, x², y², xy; and the number of pairs.
     sums = [torch.zeros(0, dtype=torch.float64)] * 5
     pairs = 0
     for x, y in batches:
-        mean_x, mean_y = x.mean(dim=2), y.mean(dim=2)  # [B, C]; about them nothing cancels in float32
+        mean_x, mean_y = x.mean(dim=2), y.mean(dim=2)  # [B, C]; subtracting them first keeps float32 accurate
         dx, dy = x - mean_x.unsqueeze(2), y - mean_y.unsqueeze(2)
         moments = [mean_x, mean_y, *(product.mean(dim=2) for product in (dx * dx, dy * dy, dx * dy))]
         mean_x, mean_y, var_x, var_y, covariance = (moment.cpu().double() for moment in moments)
@@ -37,6 +38,6 @@ def channel_statistics(
 
 
 def deviation_over_time(embeddings: torch.Tensor) -> torch.Tensor:
-    """Standard deviation over time, [B, C, T] -> [B, C]. torch.std takes nine times as long on a CPU."""
+    """Standard deviation over time, [B, C, T] -> [B, C]. On a CPU, torch.std takes nine times as long."""
     centred = embeddings - embeddings.mean(dim=2, keepdim=True)
     return centred.square_().mean(dim=2).sqrt()

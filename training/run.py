@@ -1,0 +1,89 @@
+"""A training run: what does not change from its first epoch to its last, and what each epoch leaves on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from dataset.batches import PairBatches
+from training.checkpoint import BEST, LAST, save_checkpoint
+from training.config import TrainConfig
+from training.curves import CURVES, draw_curves
+from training.distributed import gather, raise_on_rank_zero, rank
+from training.log import METRICS, append_metrics, describe_epoch, listen_command, log
+from training.state import TrainState
+
+SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
+
+
+@dataclass
+class Run:
+    """What does not change from the first epoch to the last."""
+
+    config: TrainConfig
+    device: torch.device
+    train_data: PairBatches
+    val_data: PairBatches
+    parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
+    metadata: dict[str, object]  # what every checkpoint says about the run
+    changed: dict[str, list]  # since the run was saved: {setting: [saved, now]}
+    synced_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.checkpoint_dir)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.metadata["precision"] == "bf16")
+
+    def save(self, paths: list[Path], state: TrainState, val_mse: float, sync: bool = True) -> None:
+        save_checkpoint(paths, state.checkpoint() | self.metadata | {"val_mse": val_mse}, sync)
+
+
+def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
+    """Save and log a finished epoch. `line` goes to metrics.jsonl.
+
+    A killed process loses nothing that was saved. A power failure can cost the last half minute.
+    """
+    if run.changed:
+        line["changed"], run.changed = run.changed, {}
+    kept = run.folder / f"checkpoint_epoch_{state.epoch}.pt" if state.epoch % run.config.checkpoint_every == 0 else None
+    is_due = time.monotonic() - run.synced_at >= SYNC_EVERY_S
+    if rank() == 0:
+        sync = is_due or bool(state.stop_reason(run.config))
+        append_metrics(run.folder / METRICS, line, sync)
+        paths = [run.folder / BEST if line["best"] else None, kept, run.folder / LAST]  # LAST last: it ends the epoch
+        run.save([path for path in paths if path], state, line["val_mse"], sync)
+    log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
+    if is_due and rank() == 0:
+        draw_curves(run.folder / CURVES, run.folder / METRICS)
+        run.synced_at = time.monotonic()
+    if kept:
+        log(f"listen     {listen_command(run.config, kept)}")
+
+
+def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.Tensor, indices: list[int]) -> None:
+    """Raise UserError naming the pairs of the first step, on any process, whose loss or gradient is not finite.
+
+    A NaN reaches all processes in the next step. So the earliest step has the culprit, and in that step the loss does.
+    """
+    bad = [(step, 0) for step in (~losses.isfinite()).nonzero().flatten().tolist()]
+    bad += [(step, 1) for step in (~grad_norms.isfinite()).nonzero().flatten().tolist()]
+    first, size = min(bad, default=(math.inf, 0)), run.config.batch_size
+    earliest = min(gather(first))
+    if earliest[0] < math.inf:
+        names = [run.train_data.dataset.name(i) for i in indices[earliest[0] * size :][:size]]
+        what = f"the loss is not finite in epoch {epoch}, step {earliest[0] + 1}"
+        raise_not_finite(what, names if first == earliest else [], f"; {run.folder / LAST} is from the last good epoch")
+
+
+def raise_not_finite(what: str, names: list[str], hint: str = "") -> NoReturn:
+    """Raise UserError on all processes, naming the pairs `names` of all."""
+    pairs = ", ".join(sorted({name for names in gather(names) for name in names}))
+    raise_on_rank_zero(f"{what}, pairs {pairs}; look at these pairs, or lower --lr{hint}")
