@@ -91,13 +91,12 @@ def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") ->
     maps = _fit(*(one.standardized(mean, std) for one in sums), len(lags))
 
     measured = spread_over_tracks(val.tracks, VAL_PAIRS, seed=0)
-    errors, energies = [], []
-    for index in measured:
+    error, energy = np.zeros((2, len(measured), len(lags)))
+    for k, index in enumerate(measured):
         x, y = past_and_future((torch.cat(val.pairs[index], dim=1) - mean) / std, lags)
-        errors.append(_energy(y - x @ maps, lags))
-        energies.append(_energy(y, lags))
+        error[k], energy[k] = _energy(y - x @ maps, lags), _energy(y, lags)
     tracks = [val.tracks[index] for index in measured]
-    error, energy = sum_by_track(np.stack(errors), tracks), sum_by_track(np.stack(energies), tracks)
+    error, energy = sum_by_track(error, tracks), sum_by_track(energy, tracks)
     skills = (energy - error) / np.maximum(energy, 0.1 * np.median(energy, axis=0))  # a quiet track must not decide
     return Estimate(skills.mean(axis=0), *interval_of_mean(skills))
 

@@ -76,9 +76,7 @@ def test_the_rule_case_by_case(found, outcome, says):
     ],
 )
 def test_a_linear_map_is_a_rival_to_the_transformer_not_to_the_concept(found, word):
-    assert verdict(found)["transformer"].startswith(
-        f"Does it take a transformer? {word}: a linear map of the whole clip"
-    )
+    assert verdict(found)["transformer"].startswith(f"Is a transformer needed? {word}: a linear map of the whole clip")
     assert decide(found) == decide(evidence(skill=found.skill))
 
 
