@@ -46,7 +46,7 @@ ON_CUDA = DEVICE == "cuda"
 # A CPU only tests the script, with sizes that take seconds.
 SECONDS, PAIRS, EPOCHS, STEPS, BATCHES = (16, 2000, 200, 100, (16, 64, 128)) if ON_CUDA else (1, 24, 3, 2, (1, 2))
 PLANTED_TRACKS, PLANTED_EPOCHS, LITERAL_STEPS = (TRACKS, 15, 10) if ON_CUDA else ({"train": 3, "val": 2}, 2, 1)
-PART, RESULTS, WORK = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+PART, RESULTS, WORK = sys.argv[1], *map(Path, sys.argv[2:])
 DATASET, CACHE = WORK / "dataset", WORK / "cache"
 SHARES = {
     prepare_cache: "encoding", train_epoch: "training", validate: "validation", save_checkpoint: "saving",
@@ -56,6 +56,8 @@ SHARES = {
 
 def record(row: str, **figures: object) -> None:
     """Print a row and append it to gpu.jsonl, so that a run that is cut off keeps it."""
+    if ON_CUDA:
+        figures["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     figures = {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in figures.items()}
     print(f"{PART}: {row}: {describe(figures)}", file=sys.__stdout__, flush=True)
     with open(RESULTS / "gpu.jsonl", "a") as file:
@@ -67,14 +69,15 @@ def describe(figures: dict[str, object]) -> str:
 
 
 @contextlib.contextmanager
-def row_of(name: str) -> Iterator[None]:
-    """Record a row that does not fit into memory or has no kernel as not measured, and continue."""
+def row_of(name: str, kernel: SDPBackend | None = None) -> Iterator[None]:
+    """Use one attention kernel, if given. Record a row without enough memory or kernel as not measured."""
     gc.collect()
     if ON_CUDA:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        yield
+        with sdpa_kernel(kernel) if kernel else contextlib.nullcontext():
+            yield
     except torch.OutOfMemoryError:
         record(name, not_measured="does not fit into the GPU's memory")
     except RuntimeError as error:
@@ -84,23 +87,15 @@ def row_of(name: str) -> Iterator[None]:
 
 
 def now() -> float:
-    """Seconds, once the GPU has finished what was launched."""
+    """The time in seconds, once the GPU has finished its work."""
     if ON_CUDA:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def peak_gb() -> float:
-    return torch.cuda.max_memory_allocated() / 1e9 if ON_CUDA else 0.0
-
-
 def autocast(dtype: torch.dtype) -> torch.autocast:
     """As in training, but without the cache of cast weights, which CUDA graphs do not permit."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-
-
-def only(kernel: SDPBackend | None) -> contextlib.AbstractContextManager:
-    return sdpa_kernel(kernel) if kernel else contextlib.nullcontext()
 
 
 def profiled(call: Callable[[], object]) -> list:
@@ -117,8 +112,8 @@ def profiled(call: Callable[[], object]) -> list:
 
 def machine() -> None:
     """Versions, and the kernels that attention uses, as the profiler sees them."""
-    libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    record("CUDA" if ON_CUDA else "CPU: nothing here is a measurement", **about_this_run(), **libraries)
+    about = about_this_run() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    record("CUDA" if ON_CUDA else "CPU: nothing here is a measurement", **about)
     model = SimpleTransformer().to(DEVICE)
     inputs = torch.randn(16, 128, 75 * SECONDS, device=DEVICE)
     for row, dtype, kernel in (
@@ -127,7 +122,7 @@ def machine() -> None:
         ("attention in bf16, cuDNN alone", torch.bfloat16, SDPBackend.CUDNN_ATTENTION),
         ("attention in fp32", torch.float32, None),
     ):
-        with row_of(row), only(kernel), autocast(dtype):
+        with row_of(row, kernel), autocast(dtype):
             names = {event.key.split("::")[-1] for event in profiled(lambda: model(inputs).sum().backward())}
             record(row, runs=", ".join(sorted(name for name in names if name.startswith("_scaled_dot_product_"))))
 
@@ -142,7 +137,7 @@ def step() -> None:
         ("fp32", SimpleTransformer, torch.float32, None),
         ("literal model, fp32, attention dropout", LiteralTransformer, torch.float32, None),
     ):
-        with row_of(name), only(kernel):
+        with row_of(name, kernel):
             model = make().to(DEVICE)
             optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused="literal" not in name)
             predict = model
@@ -159,16 +154,15 @@ def step() -> None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
 
-            for _ in range(3):
-                take_step()
+            take_step()  # warm-up
+            take_step()
             started = now()
             for _ in range(STEPS):
                 take_step()
             wall_ms = 1000 * (now() - started) / STEPS
             kernels = [e for e in profiled(take_step) if e.device_type != DeviceType.CPU and not e.is_user_annotation]
             kernels_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1000
-            ratio = wall_ms / kernels_ms if kernels_ms else 0.0
-            record(name, wall_ms=wall_ms, kernels_ms=kernels_ms, wall_by_kernels=ratio, peak_gb=peak_gb())
+            record(name, wall_ms=wall_ms, kernels_ms=kernels_ms, wall_by_kernels=wall_ms / max(kernels_ms, 1e-9))
             del model, optimizer, predict, take_step
 
 
@@ -184,11 +178,11 @@ def encoding() -> None:
                 codec.encode(waveforms[:, :, :24000])
                 started = now()
                 embeddings = codec.encode(waveforms)
-                figures = {"ms_per_segment": 1000 * (now() - started) / batch, "peak_gb": peak_gb()}
+                figures = {"ms_per_segment": 1000 * (now() - started) / batch}
                 if expected is not None:
                     figures["error_in_deviations"] = ((embeddings - expected).abs().max() / expected.std()).item()
-                expected = embeddings if precision == "fp32" else None
                 record(f"batch {batch}, {precision}", **figures)
+                expected = embeddings
 
 
 def training() -> None:
@@ -214,18 +208,18 @@ def training() -> None:
 
     def begin_epoch(at: float) -> None:
         nonlocal epochs
-        if epochs == 0:  # validation and saving before the first epoch are part of the start-up
-            for share in set(SHARES.values()) - {"encoding"}:
-                spent.pop(share, None)
-            spent["start_up"] = at - started - spent["encoding"]
+        if epochs == 0:  # everything before the first epoch is start-up, except encoding
+            encoding_s = spent["encoding"]
+            spent.clear()
+            spent.update(encoding=encoding_s, start_up=at - started - encoding_s)
         elif epochs % max(1, EPOCHS // 4) == 0:
             summarize(at)
         epochs += 1
 
     def summarize(at: float) -> None:
-        epoch_s = (sum(spent.values()) - spent["encoding"] - spent["start_up"]) / epochs
         shares = {f"{share}_s": seconds for share, seconds in spent.items()}
-        record(f"{epochs} epochs", total_s=at - started, epoch_s=epoch_s, **shares, peak_gb=peak_gb())
+        epoch_s = (sum(spent.values()) - spent["encoding"] - spent["start_up"]) / epochs
+        record(f"{epochs} epochs", total_s=at - started, epoch_s=epoch_s, **shares)
 
     for function, share in SHARES.items():
         clock(function, share)
@@ -254,8 +248,7 @@ def precision() -> None:
         )  # fmt: skip
         with open(RESULTS / f"planted_{name}.log", "w") as log, contextlib.redirect_stdout(log):
             train_worker(config)
-        lines = read_metrics(folder / "metrics.jsonl")[1:]
-        best[name] = min(lines, key=lambda line: line["val_mse"])
+        best[name] = min(read_metrics(folder / "metrics.jsonl")[1:], key=lambda line: line["val_mse"])
         record(name, epochs=PLANTED_EPOCHS, best_validation_mse=best[name]["val_mse"], skill=best[name]["skill"])
     record("bf16 against fp32", more_mse=best["bf16"]["val_mse"] / best["fp32"]["val_mse"] - 1)
 
@@ -263,7 +256,7 @@ def precision() -> None:
 def literal() -> None:
     """The original experiment word for word: encoding in every step, with torch's defaults."""
     weights = load_frozen_encodec("untrained").model.state_dict()
-    run = LiteralTraining(DATASET, weights, device=DEVICE, num_workers=4 if ON_CUDA else 0)
+    run = LiteralTraining(DATASET, weights, DEVICE, num_workers=4 if ON_CUDA else 0)
     batches, name = iter(run.train), "an epoch, extrapolated"
     with row_of(name):
         for count in range(LITERAL_STEPS + 1):
@@ -272,7 +265,7 @@ def literal() -> None:
             inputs, targets = next(batches)
             run.step(run.encode(inputs), run.encode(targets))
         step_s = (now() - started) / LITERAL_STEPS
-        record(name, step_s=step_s, epoch_s=step_s * len(run.train), peak_gb=peak_gb())
+        record(name, step_s=step_s, epoch_s=step_s * len(run.train))
 
 
 # ------------------------------------------------------------------ the table
@@ -280,8 +273,8 @@ def literal() -> None:
 
 def table() -> None:
     """The rows of the last run, then the goals."""
-    text = (RESULTS / "gpu.jsonl").read_text().rpartition('{"part": "run"')
-    lines = [json.loads(line) for line in "".join(text[1:]).splitlines()]
+    _, first, others = (RESULTS / "gpu.jsonl").read_text().rpartition('{"part": "run"')
+    lines = [json.loads(line) for line in (first + others).splitlines()]
     print("\n| part | row | |\n|---|---|---|")
     for line in lines:
         figures = {name: value for name, value in line.items() if name not in ("part", "row")}
@@ -304,5 +297,4 @@ def table() -> None:
 
 
 if __name__ == "__main__":
-    parts = (machine, step, encoding, training, start, precision, literal, table)
-    {part.__name__: part for part in parts}[PART]()
+    globals()[PART]()

@@ -14,10 +14,9 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,7 +36,6 @@ from model_simple_transformer import SimpleTransformer
 from train_simple_worker import train_worker
 from training.config import TrainConfig
 
-T = TypeVar("T")
 LITERAL_EPOCHS = 3
 FILES, MINUTES = 4, 20  # music files per format, and the length of each
 FORMATS = {  # ffmpeg's options, and the goal: times as fast as ffmpeg
@@ -200,35 +198,26 @@ def ffmpeg(work: Path, kind: str) -> float:
         return sum(run_command(*command, path, *convert, f"{output}/{path.stem}_%05d.wav") for path in files)
 
 
-# ------------------------------------------------------------------ many pairs
+# ------------------------------------------------------------------ the start of a training
 
 
-def measure_many_pairs(work: Path, few: int = 2_000, many: int = 200_000) -> Iterator[Row]:
-    """A second start, and reading embeddings at 2,000 and at 200,000 pairs."""
-    cache, sizes = work / "cache", (few, many)
-    digests = scale.make_segments(work / "segments", few + 1)
-    folders = [work / f"pairs_{size}" for size in sizes]
-    for folder, size in zip(folders, sizes, strict=True):
-        scale.make_dataset(folder, work / "segments", digests, size)
-    scale.fill_cache(folders, cache)
-    _, start = (in_own_process(scale.measure_start, folders[0], cache) for _ in range(2))
+def measure_second_start(work: Path, pairs: int = 2_000) -> Iterator[Row]:
+    """The time to the first step when everything is encoded and the dataset is known."""
+    digests = scale.make_segments(work / "segments", pairs + 1)
+    scale.make_dataset(work / "dataset", work / "segments", digests, pairs)
+    scale.fill_cache(work / "dataset", work / "cache")
+    for _ in range(2):  # each in a new process, because of what the first one keeps in memory
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            start = pool.apply(scale.measure_start, (work / "dataset", work / "cache"))
     note = f"{start['seconds']:.1f} s to the first step, {start['wavs_read']} WAVs read"
-    yield Row(f"second start, {few:,} pairs", "3 s", 3 / start["seconds"], 1.0, note)
-    small, large = (in_own_process(scale.measure_loader, folder, cache) for folder in folders)
-    yield Row(f"reading {many:,} pairs", f"{few:,} pairs", large / small, 0.9, f"{large:.0f} and {small:.0f} pairs/s")
-
-
-def in_own_process(measure: Callable[..., T], *args: object) -> T:
-    """Call `measure` in a new process: it replaces functions and must find no cache of this one."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, args)
+    yield Row(f"second start, {pairs:,} pairs", "3 s", 3 / start["seconds"], 1.0, note)
 
 
 SUBJECTS = {
     "codec": measure_codec,
     "training": measure_training,
     "creation": measure_creation,
-    "many_pairs": measure_many_pairs,
+    "second_start": measure_second_start,
 }
 
 

@@ -1,4 +1,4 @@
-"""Synthetic datasets of any size, and how fast they are opened and read. Used by run_benchmarks.py and gpu.py.
+"""Synthetic datasets of any size, and how soon a training on them starts. Used by run_benchmarks.py and gpu.py.
 
 A dataset is a chain of distinct segments of noise. The WAVs of its pairs are hard links to them.
 """
@@ -16,16 +16,13 @@ import soundfile
 import torch
 import torch._dynamo  # torch.optim imports it on first use, which takes seconds
 
-import dataset_wav_pairs
 import train_simple_worker
 from audio.frozen_encodec import load_frozen_encodec
 from benchmarks.measure import replace_everywhere
-from common.devices import free_memory
 from common.threads import read_ahead
 from dataset.pairs import PairRow, digest_of, read_pcm16, write_metadata
+from dataset_wav_pairs import WavPairsDataset
 from training.config import TrainConfig
-
-BATCHES = 100
 
 
 def make_segments(folder: Path, count: int, seconds: int = 16) -> list[str]:
@@ -57,35 +54,13 @@ def make_dataset(folder: Path, segments: Path, digests: list[str], pairs: int, s
     write_metadata(folder / "metadata.txt", {"segment_duration": str(seconds)}, {}, [], rows, known)
 
 
-def fill_cache(dataset_dirs: list[Path], cache: Path) -> None:
-    """Write a random embedding for every segment of the datasets."""
+def fill_cache(dataset_dir: Path, cache: Path) -> None:
+    """Write a random embedding for every segment of a dataset."""
     codec = load_frozen_encodec("untrained")
-    written: set[str] = set()
-    for folder in dataset_dirs:
-        for name in ("train", "val"):
-            split = dataset_wav_pairs.WavPairsDataset(folder / name, codec, cache)
-            for key in {key for pair in split.keys for key in pair} - written:
-                split.cache.write(key, torch.randn(codec.embedding_dim, split.num_frames).numpy())
-                written.add(key)
-
-
-def measure_loader(dataset_dir: Path, cache: Path) -> float:
-    """Pairs per second read from the cache in a random order, the best of five epochs."""
-    replace_everywhere(free_memory, lambda *_: 0)  # as if the embeddings did not fit into memory
-    codec = load_frozen_encodec("untrained")
-    dataset = dataset_wav_pairs.WavPairsDataset(dataset_dir / "train", codec, cache)
-    dataset_wav_pairs.prepare_cache([dataset])
-    batches = dataset_wav_pairs.PairBatches(dataset, torch.device("cpu"))
-    best = 0.0
-    for epoch in range(5):
-        order = np.random.default_rng(epoch).permutation(len(dataset))[: 16 * (BATCHES + 10)].tolist()
-        reader = batches(order, 16)
-        for _ in range(10):
-            next(reader)
-        started = time.perf_counter()
-        pairs = sum(inputs.shape[0] for inputs, _ in reader)
-        best = max(best, pairs / (time.perf_counter() - started))
-    return best
+    for name in ("train", "val"):
+        split = WavPairsDataset(dataset_dir / name, codec, cache)
+        for key in {key for pair in split.keys for key in pair}:
+            split.cache.write(key, torch.randn(codec.embedding_dim, split.num_frames).numpy())
 
 
 def measure_start(dataset_dir: Path, cache: Path, device: str = "cpu") -> dict[str, float]:
