@@ -53,8 +53,9 @@ part() { # NAME LIMIT_S COMMAND...
     fi
     [ "$ended" -eq 0 ] && return
     status=1
-    [ "$ended" -ne 124 ] || ended="its time limit"
-    note "$name" "NOT COMPLETE: ended with $ended"
+    ended="exit status $ended"
+    [ "$ended" != "exit status 124" ] || ended="time limit reached"
+    note "$name" "NOT COMPLETE: $ended"
 }
 note() { # PART ROW
     echo "$1: $2"

@@ -73,23 +73,8 @@ def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") ->
 
     of: names the curve in the progress.
     """
-    fitted = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
-    held_out = set(sorted({train.tracks[i] for i in fitted})[::HELD_OUT])
     lags = lags_of(train.pairs[0][0].shape[1])
-    sums, done = [], 0
-    for chosen in (
-        [i for i in fitted if train.tracks[i] not in held_out],
-        [i for i in fitted if train.tracks[i] in held_out],
-    ):
-        sums.append(_Sums(len(train.pairs[0][0]), len(lags)))
-        for start in range(0, len(chosen), BATCH):
-            batch = chosen[start : start + BATCH]
-            sums[-1].add([torch.cat(train.pairs[i], dim=1) for i in batch], lags)
-            done += len(batch)
-            progress(done, len(fitted), f"pairs fitted for the horizon {of}".rstrip())
-    mean, std = _mean_and_std(sums)
-    maps = _fit(*(one.standardized(mean, std) for one in sums), len(lags))
-
+    maps, mean, std = _fit_maps(train, lags, progress, of)
     measured = spread_over_tracks(val.tracks, VAL_PAIRS, seed=0)
     error, energy = np.zeros((2, len(measured), len(lags)))
     for k, index in enumerate(measured):
@@ -116,13 +101,47 @@ def past_and_future(both: torch.Tensor, lags: list[int]) -> tuple[torch.Tensor, 
 
 def _energy(y: torch.Tensor, lags: list[int]) -> np.ndarray:
     """Sum of squares at each lag, [n, lags C] -> [lags]."""
-    return y.square().sum(dim=0).double().view(len(lags), -1).sum(dim=1).numpy()
+    return y.square().sum(dim=0, dtype=torch.float64).view(len(lags), -1).sum(dim=1).numpy()
+
+
+def _fit_maps(
+    train: Split, lags: list[int], progress: Progress, of: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ridge weights [9C, lags C] for standardized channels, and mean and standard deviation [C, 1] of the channels."""
+    chosen = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
+    held_out_tracks = set(sorted({train.tracks[i] for i in chosen})[::HELD_OUT])
+    channels, done = len(train.pairs[0][0]), 0
+    fit, held_out = _Sums(channels, len(lags)), _Sums(channels, len(lags))
+    for sums, is_held_out in ((fit, False), (held_out, True)):
+        indices = [i for i in chosen if (train.tracks[i] in held_out_tracks) == is_held_out]
+        for start in range(0, len(indices), BATCH):
+            sums.add([torch.cat(train.pairs[i], dim=1) for i in indices[start : start + BATCH]], lags)
+            done = min(done + BATCH, len(chosen))
+            progress(done, len(chosen), f"pairs fitted for the horizon {of}".rstrip())
+
+    frames = fit.frames + held_out.frames
+    mean = (fit.z + held_out.z) / frames
+    std = ((fit.zz + held_out.zz) / frames - mean**2).clamp_min(1e-12).sqrt()
+    fit.standardize(mean, std)
+    held_out.standardize(mean, std)
+    errors = []
+    for penalty in PENALTIES:
+        w = fit.ridge(penalty)
+        # |y − xw|² without |y|², which does not depend on the penalty
+        error = (w * (held_out.xx @ w)).sum(dim=0) - 2 * (w * held_out.xy).sum(dim=0)
+        errors.append(error.view(len(lags), channels).sum(dim=1))
+    best = torch.stack(errors).argmin(dim=0).repeat_interleave(channels)  # of each column of y
+    fit.count, fit.xx, fit.xy = fit.count + held_out.count, fit.xx + held_out.xx, fit.xy + held_out.xy
+    maps = torch.empty_like(fit.xy)
+    for k in best.unique().tolist():
+        maps[:, best == k] = fit.ridge(PENALTIES[k], best == k)
+    return maps.float(), mean.float()[:, None], std.float()[:, None]
 
 
 class _Sums:
-    """Sums over samples of the past x and the future y, of their products, and over all frames; in float64.
+    """Sums over samples of the past x, the future y and their products, and over all frames z; in float64.
 
-    They are of the embeddings as they are. Standardizing them afterwards means that each pair is read only once.
+    They are standardized only afterwards, so that each pair is read only once.
     """
 
     def __init__(self, channels: int, num_lags: int) -> None:
@@ -136,58 +155,30 @@ class _Sums:
     def add(self, pairs: list[torch.Tensor], lags: list[int]) -> None:
         """Add pairs [C, 2T] of embeddings."""
         x, y = map(torch.cat, zip(*(past_and_future(both, lags) for both in pairs), strict=True))
-        z = torch.cat(pairs, dim=1)
         self.count += len(x)
-        self.frames += z.shape[1]
         self.x += x.sum(dim=0, dtype=torch.float64)
         self.y += y.sum(dim=0, dtype=torch.float64)
         self.xx += x.T @ x
         self.xy += x.T @ y
-        self.z += z.sum(dim=1, dtype=torch.float64)
-        self.zz += z.square().sum(dim=1, dtype=torch.float64)
+        for both in pairs:
+            self.frames += both.shape[1]
+            self.z += both.sum(dim=1, dtype=torch.float64)
+            self.zz += both.square().sum(dim=1, dtype=torch.float64)
 
-    def standardized(self, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """XᵀX [9C, 9C] and XᵀY [9C, lags C] of standardized channels, and the number of samples. mean, std: [C, 1]."""
-        (mx, sx), (my, sy) = (
-            [value.double().flatten().repeat(len(total) // len(mean)) for value in (mean, std)]
-            for total in (self.x, self.y)
-        )
+    def standardize(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Turn `xx` and `xy` into products of standardized channels. mean, std: [C]."""
+        repeats = len(self.x) // len(mean), len(self.y) // len(mean)
+        (mx, my), (sx, sy) = ([value.repeat(count) for count in repeats] for value in (mean, std))
+        for product, total, m, s in ((self.xx, self.x, mx, sx), (self.xy, self.y, my, sy)):
+            # Σ (x − mx)(y − my)' = Σ xy' − Σx my' − mx Σy' + n mx my'
+            product.addr_(self.x, m, alpha=-1).addr_(mx, total - self.count * m, alpha=-1)
+            product.div_(sx[:, None]).div_(s)
 
-        def about(product: torch.Tensor, total: torch.Tensor, m: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-            moved = product - torch.outer(self.x, m) - torch.outer(mx, total) + self.count * torch.outer(mx, m)
-            return moved / torch.outer(sx, s)
-
-        return about(self.xx, self.x, mx, sx), about(self.xy, self.y, my, sy), self.count
-
-
-def _mean_and_std(sums: list[_Sums]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel over all frames, [C, 1] each."""
-    frames = sum(one.frames for one in sums)
-    mean, square = sum(one.z for one in sums) / frames, sum(one.zz for one in sums) / frames
-    return mean.float()[:, None], (square - mean**2).clamp_min(1e-12).sqrt().float()[:, None]
-
-
-Products = tuple[torch.Tensor, torch.Tensor, int]  # XᵀX [9C, 9C], XᵀY [9C, lags C], samples
-
-
-def _fit(fit: Products, held_out: Products, num_lags: int) -> torch.Tensor:
-    """Ridge weights [9C, lags C], fitted to all samples. `held_out` chooses the penalty of each lag."""
-    errors = []
-    for penalty in PENALTIES:
-        w = _ridge(fit, penalty)
-        # |y − xw|² without |y|², which does not depend on the penalty
-        error = (w * (held_out[0] @ w)).sum(dim=0) - 2 * (w * held_out[1]).sum(dim=0)
-        errors.append(error.view(num_lags, -1).sum(dim=1))
-    best = torch.stack(errors).argmin(dim=0).tolist()  # [lags]
-    everything = tuple(a + b for a, b in zip(fit, held_out, strict=True))
-    fitted = {k: _ridge(everything, PENALTIES[k]).chunk(num_lags, dim=1) for k in set(best)}
-    return torch.cat([fitted[k][lag] for lag, k in enumerate(best)], dim=1).float()
-
-
-def _ridge(products: Products, penalty: float) -> torch.Tensor:
-    """(XᵀX + λn)⁻¹ XᵀY (Hoerl and Kennard 1970), [9C, lags C]."""
-    xx, xy, count = products
-    return torch.cholesky_solve(xy, torch.linalg.cholesky(xx + penalty * count * torch.eye(len(xx), dtype=xx.dtype)))
+    def ridge(self, penalty: float, columns: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """(XᵀX + λn)⁻¹ XᵀY (Hoerl and Kennard 1970) for some columns of Y, [9C, columns]."""
+        shifted = self.xx.clone()
+        shifted.diagonal().add_(penalty * self.count)
+        return torch.cholesky_solve(self.xy[:, columns], torch.linalg.cholesky(shifted))
 
 
 # ------------------------------------------------------------------ in words and as a picture
