@@ -197,7 +197,7 @@ def training() -> None:
 
         def timed(*args: object) -> object:
             before = time.perf_counter()
-            if function is train_epoch:
+            if share == "training":
                 begin_epoch(before)
             try:
                 return function(*args)

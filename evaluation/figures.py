@@ -109,9 +109,7 @@ def draw_diagnosis(path: Path, diagnosis: dict) -> None:
     diagnosis: as in results.json. Bars and whiskers are the model, markers are baselines.
     """
     panels = {
-        "skill at predicting each clip's average, and changes at": [
-            entry for entry in diagnosis["bands"] if entry["share"] > 0
-        ],
+        "each clip's average, and changes at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
         "with its input": [{"label": "unchanged", "skill": diagnosis["skill"]}, *diagnosis["inputs"]],
     }
     marks = {"channel_regression": "s", "loop": "D"}

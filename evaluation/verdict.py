@@ -133,35 +133,28 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
         why = f"{tracks} for validation, {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
             why = f"{evidence.shared_tracks} of {tracks} were in the training too"
-        return f"{why}; its skill is {evidence.skill.value:+.2f}, and {name} has {evidence.skills[baseline]:+.2f}"
+        return f"{why}. Its skill is {evidence.skill.value:+.2f}, and {name} has {evidence.skills[baseline]:+.2f}"
     value, low, high = evidence.skill
-    skill = (
-        f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks}), where predicting the average "
-        "has 0 and the truth has 1"
-    )
-    if outcome == "works":
-        return (
-            f"{skill}; it leads every baseline, and the closest, {name}, by {lead}; it uses its input: another "
-            f"track's input costs it {evidence.input_cost}"
-        )
-    if all(map(evidence.beats, BASELINES)):
-        against = "ahead of every baseline"
-    elif lead.high < -LEAST_LEAD:
-        against = f"behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
-    elif lead.low > LEAST_LEAD:
-        against = f"ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
-    elif lead.low > 0:
-        against = f"ahead of {name} by too little to count (lead {lead})"
-    else:
-        against = f"not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+    skill = f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
+    scale = "Predicting the average has skill 0, the truth 1"
     if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
-        against = "but its error over all pairs together is above the training mean's"
-    if evidence.uses_input:
-        return f"{skill}; {against}"
+        against = "But its error over all pairs together is above the training mean's"
+    elif all(map(evidence.beats, BASELINES)):
+        against = f"It leads every baseline, and the closest, {name}, by {lead}"
+    elif lead.high < -LEAST_LEAD:
+        against = f"It is behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+    elif lead.low > LEAST_LEAD:
+        against = f"It is ahead of {name} on the average track (lead {lead})"
+        against += ", but not in the error over all pairs together"
+    elif lead.low > 0:
+        against = f"It is ahead of {name} by too little to count (lead {lead})"
+    else:
+        against = f"It is not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
     cost = "there is no other track to test with"
     if evidence.input_cost is not None:
         cost = f"another track's input costs it {evidence.input_cost}"
-    return f"{skill}; {against}; it is not shown to use its input: {cost}"
+    uses = "It uses its input" if evidence.uses_input else "It is not shown to use its input"
+    return f"{skill}. {scale}. {against}. {uses}: {cost}"
 
 
 def _needs_a_transformer(evidence: Evidence) -> str:
