@@ -16,8 +16,8 @@ help:
 	@echo "make lint      ruff (rules and format) and shellcheck"
 	@echo "make install   only make .venv with what requirements.txt lists"
 	@echo "make soak      kill every script 200 times at random moments and compare what they end with"
-	@echo "make bench     measure it against the original experiment taken word for word (needs ffmpeg), and the GPU if there is one"
-	@echo "make study     train on music whose best possible prediction is known, and judge it"
+	@echo "make bench     compare its speed with the original experiment taken word for word (needs ffmpeg), and measure the GPU if there is one"
+	@echo "make study     train on music whose best possible prediction is known, and evaluate"
 	@echo "make clean     remove what the demo made"
 
 install: $(VENV)/.installed

@@ -229,7 +229,7 @@ def prepare_cache(datasets: list[WavPairsDataset]) -> str:
 
 def _missing_segments(datasets: list[WavPairsDataset]) -> list[tuple[int, int]]:
     """(dataset, WAV) for each distinct segment that is not in the cache."""
-    remove_partial_files(datasets[0].cache.folder, min_age_s=3600)
+    remove_partial_files(datasets[0].cache.folder)
     present = datasets[0].cache.keys()
     missing: dict[bytes, tuple[int, int]] = {}
     for number, dataset in enumerate(datasets):

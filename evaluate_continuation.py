@@ -1,13 +1,12 @@
-"""Does the concept work? A trained checkpoint against what it must beat, in numbers, pictures and sound.
+"""Does the concept work? Compare a trained checkpoint with simple baselines, in numbers, pictures and sound.
 
     python evaluate_continuation.py                               # best_model.pt -> results_simple/report.html
     python evaluate_continuation.py --checkpoint checkpoints_simple/checkpoint_epoch_10.pt --output_dir results_epoch_10
     python evaluate_continuation.py --horizon_only --encodec_weights demo      # test a codec: no training needed
 
-Compares the model on the validation split with repeating, averaging, holding and looping the input, with linear maps
-of channels, frames and whole clips, with the training mean and with the codec alone. A stated rule decides whether it
-works. Measures how far ahead the embeddings are predictable at all. Writes report.html (open it in a
-browser), results.json, the figures and the WAVs. Can run beside a training.
+The baselines repeat, average, hold or loop the input, or predict by linear maps or the training mean. A fixed rule
+decides whether the model works. The horizon shows how far ahead the embeddings are predictable at all. Writes
+report.html (open it in a browser), results.json, figures and WAVs. You can run it while the training is running.
 """
 
 from __future__ import annotations
@@ -37,13 +36,11 @@ from common.arguments import (
 class Settings:
     checkpoint: str = checkpoint_setting()
     dataset_dir: str = dataset_setting()
-    output_dir: str = setting("results_simple", "where report.html and all else is written", type=file_path)
+    output_dir: str = setting("results_simple", "folder for report.html and the other files", type=file_path)
     num_examples: int = setting(8, "pairs to look at and listen to", type=number(int, at_least=0, below=2**31))
-    max_sound_pairs: int = setting(
-        60, "pairs to decode for log-mel and chroma, spread over the tracks", type=number(int, at_least=1)
-    )
+    max_sound_pairs: int = setting(60, "pairs to decode for log-mel and chroma", type=number(int, at_least=1))
     horizon_only: bool = setting(False, "only measure how far ahead the codec's embeddings are predictable")
-    seed: int = seed_setting("all choices")
+    seed: int = seed_setting("the choice of pairs")
     cache_dir: str | None = cache_setting()
     device: str = device_setting()
     encodec_weights: str | None = checkpoint_weights_setting()
@@ -62,29 +59,18 @@ from audio.log_mel import LogMel
 from audio.weights import PRETRAINED
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
-from common.files import atomic_write, check_output_folder, lock_folder
+from common.files import check_output_folder, lock_folder
 from common.progress import Progress
 from dataset.pairs import METADATA_NAME, PairRow, read_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model, spread_over_tracks
-from evaluation.diagnosis import diagnose, limit
-from evaluation.examples import write_example
+from evaluation.examples import write_examples
 from evaluation.figures import draw_diagnosis, draw_per_second
 from evaluation.horizon import Split, draw_horizon, horizon_table, measure_horizon
-from evaluation.measures import TrackErrors, effective_tracks
 from evaluation.report import write_report
-from evaluation.results import (
-    gather_evidence,
-    notes,
-    seconds,
-    table_rows,
-    to_json_types,
-    track_table,
-    training_signs,
-)
+from evaluation.results import measured_results, notes, write_json
 from evaluation.sound import SOUND_S
-from evaluation.verdict import verdict
 from generate_continuation import decode_joined
 from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint, load_codec
@@ -93,7 +79,7 @@ from training.log import METRICS, read_metrics
 
 FORMAT = "jingle_d results 3"
 OUR_FILES = re.compile(
-    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis|horizon)(_light|_dark)?\.png"
+    r"example_\d+_(context|truth|model|ceiling|joined)\.(wav|png)|(curves|per_second|diagnosis|horizon)\.png"
 )
 
 
@@ -102,19 +88,22 @@ def main() -> int:
     check_output_folder("--output_dir", settings.output_dir)
     check_output_folder("--cache_dir", settings.cache_dir, is_written=False)
     check_is_ours(Path(settings.output_dir))
-    (only_horizon if settings.horizon_only else evaluate_checkpoint)(settings)
+    read_metadata(Path(settings.dataset_dir, METADATA_NAME))  # an error in it should come before any work
+    if settings.horizon_only:
+        evaluate_codec(settings)
+    else:
+        evaluate_checkpoint(settings)
     return 0
 
 
-def only_horizon(settings: Settings, codec: Codec | None = None) -> None:
-    """Measure the horizon on dataset and codec alone: a table, horizon.json and horizon.png."""
-    listed = read_metadata(Path(settings.dataset_dir, METADATA_NAME)).pairs
-    codec = codec or load_frozen_encodec(settings.encodec_weights or PRETRAINED, pick_device(settings.device))
-    splits = open_splits(settings, codec, listed)
+def evaluate_codec(settings: Settings) -> None:
+    """Measure the horizon alone: print it as a table, and write horizon.json and horizon.png."""
+    codec = load_frozen_encodec(settings.encodec_weights or PRETRAINED, pick_device(settings.device))
+    splits = open_splits(settings.dataset_dir, codec, settings.cache_dir)
     output_dir, progress = Path(settings.output_dir), Progress()
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "an evaluation"):
-        horizon = measure_horizon(splits, log_mel_splits(settings, codec, listed), codec.frame_rate, progress)
+        horizon = measure_horizon(splits, log_mel_splits(settings.dataset_dir, codec), codec.frame_rate, progress)
         progress.close()
         write_json(output_dir / "horizon.json", {"codec": codec.fingerprint, "horizon": horizon})
         if horizon["seconds"]:
@@ -123,143 +112,79 @@ def only_horizon(settings: Settings, codec: Codec | None = None) -> None:
     print(horizon["sentence"])
 
 
-def evaluate_checkpoint(settings: Settings, codec: Codec | None = None) -> None:
-    """Compare the checkpoint with its baselines and write the report. codec: instead of the checkpoint's."""
+def evaluate_checkpoint(settings: Settings) -> None:
+    """Compare the checkpoint with its baselines and write the report."""
     started, device, output_dir = time.monotonic(), pick_device(settings.device), Path(settings.output_dir)
-    listed = read_metadata(Path(settings.dataset_dir, METADATA_NAME)).pairs
-    checkpoint = load_checkpoint(settings.checkpoint)  # read once: a running training may replace the file
+    checkpoint = load_checkpoint(settings.checkpoint)  # only once, because a running training may replace the file
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
-    codec = codec or load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
+    codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     if codec.banner:
         print(codec.banner, file=sys.stderr)
-    train, val = open_splits(settings, codec, listed)
+    train, val = open_splits(settings.dataset_dir, codec, settings.cache_dir)
     if val.pairs.num_samples != checkpoint["num_samples"]:
         raise UserError(
-            f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, those in "
+            f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, but those in "
             f"{settings.dataset_dir} have {val.pairs.num_samples}; name the --dataset_dir it was trained on"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "an evaluation"):
         prepare_cache([train.pairs, val.pairs])
         progress = Progress()
-        horizon = measure_horizon((train, val), log_mel_splits(settings, codec, listed), codec.frame_rate, progress)
+        log_mel = log_mel_splits(settings.dataset_dir, codec)
+        horizon = measure_horizon((train, val), log_mel, codec.frame_rate, progress)
         fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
-        trained = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
-        comparison = Comparison(trained, val.pairs, val.tracks, fitted, settings.seed)
-        results = evaluate(comparison, train, listed, horizon, settings, checkpoint, progress)
+        predictors = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
+        comparison = Comparison(predictors, val.pairs, val.tracks, fitted, settings.seed)
+        results = compare(comparison, train, horizon, settings, checkpoint, progress)
         progress.close()
         results["seconds"] = round(time.monotonic() - started, 1)
-        for stale in output_dir.iterdir():
-            if OUR_FILES.fullmatch(stale.name) and stale.name not in results["files"]:
-                stale.unlink()
-        results = to_json_types(results)
-        write_json(output_dir / "results.json", results)
-        write_report(output_dir / "report.html", results)
+        for path in output_dir.iterdir():
+            if OUR_FILES.fullmatch(path.name) and path.name not in results["files"]:
+                path.unlink()  # from an earlier run
+        write_report(output_dir / "report.html", write_json(output_dir / "results.json", results))
     print(*(results["verdict"][part] for part in ("sentence", "transformer", "limit")), sep="\n")
     if horizon["sentence"] not in results["verdict"]["limit"]:
         print(horizon["sentence"])
     print(f"{output_dir / 'report.html'}: open it in a browser", flush=True)
 
 
-def open_splits(settings: Settings, codec: Codec, listed: list[PairRow], use_cache: bool = True) -> tuple[Split, Split]:
-    """The training and the validation split, and the track of each of their pairs."""
-    splits = []
-    for name in ("train", "val"):
-        dataset = WavPairsDataset(Path(settings.dataset_dir, name), codec, settings.cache_dir, use_cache)
-        splits.append(Split(dataset, [row.source for row in rows_of(dataset, listed, settings.dataset_dir)]))
-    return splits[0], splits[1]
-
-
-def log_mel_splits(settings: Settings, codec: Codec, listed: list[PairRow]) -> tuple[Split, Split]:
-    """The same splits as log-mel spectrograms, computed as they are needed."""
-    return open_splits(settings, LogMel(codec), listed, use_cache=False)
-
-
-def rows_of(dataset: WavPairsDataset, listed: list[PairRow], dataset_dir: str) -> list[PairRow]:
-    """What metadata.txt says of each pair of a split."""
-    by_name = {row.name: row for row in listed if row.split == dataset.split_dir.name}
-    names = [dataset.name(index) for index in range(len(dataset))]
-    for name in names:
-        if name not in by_name:
-            raise UserError(
-                f"{Path(dataset_dir, METADATA_NAME)}: does not list {dataset.split_dir.name}/{name}; create the "
-                "dataset again with --overwrite"
-            )
-    return [by_name[name] for name in names]
-
-
-def evaluate(
-    comparison: Comparison,
-    train: Split,
-    listed: list[PairRow],
-    horizon: dict[str, object],
-    settings: Settings,
-    checkpoint: dict,
-    progress: Progress,
+def compare(
+    comparison: Comparison, train: Split, horizon: dict, settings: Settings, checkpoint: dict, progress: Progress
 ) -> dict[str, object]:
-    """The content of results.json; writes the examples and the figures."""
-    folder, val, codec, tracks = Path(settings.output_dir), comparison.dataset, comparison.codec, comparison.tracks
-    rows = rows_of(val, listed, settings.dataset_dir)
+    """Compare all rows, write figures and examples, and return the content of results.json."""
+    val, tracks, codec = comparison.dataset, comparison.tracks, comparison.codec
+    metrics = Path(settings.checkpoint).parent / METRICS
+    epochs = [line for line in read_metrics(metrics) if "epoch" in line]
     sound_pairs = spread_over_tracks(tracks, settings.max_sound_pairs, settings.seed, in_runs=True)
     errors, sound = comparison.measure(sound_pairs, progress)
-    by_tracks = TrackErrors(errors, tracks)
-    elements = codec.embedding_dim * val.num_frames
-    per_second = seconds(errors, by_tracks, val.num_frames, codec.embedding_dim, codec.frame_rate)
-    diagnosis = diagnose(by_tracks)
-    known = {train.pairs.keys[index][1] for index in range(len(train.pairs))}
-    copies = [index for index in range(len(val)) if val.keys[index][1] in known]  # true continuations trained on
+    trained_on = {target for _, target in train.pairs.keys}
+    copies = [index for index, (_, target) in enumerate(val.keys) if target in trained_on]
     shared_tracks = set(train.tracks) & set(tracks) | {tracks[index] for index in copies}
-    evidence = gather_evidence(by_tracks, len(shared_tracks))
-    table = table_rows(errors, by_tracks, sound, tracks, elements)
-    epochs = [line for line in read_metrics(Path(settings.checkpoint).parent / METRICS) if "epoch" in line]
+    results = measured_results(comparison, errors, sound, len(shared_tracks), horizon, checkpoint, epochs)
 
-    examples = []
-    for index in spread_over_tracks(tracks, settings.num_examples, settings.seed):
-        skill = 1 - errors["model"]["seconds"][index].sum() / max(errors["training_mean"]["seconds"][index].sum(), 1e-9)
-        example = write_example(comparison, index, decode_joined, f"example_{len(examples) + 1:02d}", folder)
-        row = rows[index]
-        about = {"pair": row.name, "source": row.source, "start_s": row.start_s, "skill": float(skill)}
-        examples.append(about | example)
-        progress(len(examples), settings.num_examples, "examples written")
-    draw_per_second(folder / "per_second.png", per_second)
-    draw_diagnosis(folder / "diagnosis.png", diagnosis)
-    files = ["per_second.png", "diagnosis.png"]
-    if horizon["seconds"]:
-        draw_horizon(folder / "horizon.png", horizon)
-        files.append("horizon.png")
-    if epochs:
-        draw_curves(folder / CURVES, Path(settings.checkpoint).parent / METRICS)
-        files.append(CURVES)
+    folder = Path(settings.output_dir)
+    chosen = spread_over_tracks(tracks, settings.num_examples, settings.seed)
+    examples = write_examples(comparison, chosen, errors, rows_of(val), decode_joined, folder, progress)
+    files = draw_figures(folder, results, metrics if epochs else None)
     files += [clip[kind] for example in examples for clip in example["files"].values() for kind in ("wav", "png")]
-    results = {
+    segment_s = val.num_samples / codec.sample_rate
+    results |= {
         "format": FORMAT,
-        "verdict": verdict(evidence)
-        | {"limit": limit(evidence, diagnosis, by_tracks, *training_signs(checkpoint, epochs), horizon)},
         "checkpoint": {
             "path": printable(settings.checkpoint),
             "epoch": checkpoint["epoch"],
             "codec": codec.fingerprint,
             "codec_is_pretrained": codec.is_pretrained,
         },
-        "rows": table,
-        "per_second": per_second,
-        "diagnosis": diagnosis,
-        "horizon": horizon,
-        "reference": {
-            "effective_tracks": effective_tracks(by_tracks.scale),
-            "ridge_penalty": comparison.fitted.penalty,
-            "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
-        },
-        "tracks": track_table(by_tracks, tracks, elements),
         "dataset": {
             "path": printable(settings.dataset_dir),
             "pairs": len(val),
-            "tracks": evidence.tracks,
+            "tracks": len(results["tracks"]),
             "shared_tracks": len(shared_tracks),
-            "segment_s": val.num_samples / codec.sample_rate,
+            "segment_s": segment_s,
             "sample_rate": codec.sample_rate,
             "sound_pairs": len(sound_pairs),
-            "sound_s": min(SOUND_S, val.num_samples / codec.sample_rate),
+            "sound_s": min(SOUND_S, segment_s),
         },
         "settings": {name: asdict(settings)[name] for name in ("seed", "num_examples", "max_sound_pairs")},
         "examples": examples,
@@ -272,14 +197,45 @@ def evaluate(
     return results | {"notes": notes(results, checkpoint, len(copies))}
 
 
-def write_json(path: Path, content: dict) -> None:
-    with atomic_write(path) as temporary:
-        text = json.dumps(to_json_types(content), indent=1, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text, encoding="utf-8")
+def draw_figures(folder: Path, results: dict, metrics: Path | None) -> list[str]:
+    """Draw the figures and return their names. metrics: the training's log, if it has any epochs."""
+    drawings = {"per_second.png": (draw_per_second, results["per_second"])}
+    drawings["diagnosis.png"] = (draw_diagnosis, results["diagnosis"])
+    if results["horizon"]["seconds"]:
+        drawings["horizon.png"] = (draw_horizon, results["horizon"])
+    if metrics:
+        drawings[CURVES] = (draw_curves, metrics)
+    for name, (draw, content) in drawings.items():
+        draw(folder / name, content)
+    return list(drawings)
+
+
+def open_splits(
+    dataset_dir: str, codec: Codec, cache_dir: str | None = None, use_cache: bool = True
+) -> tuple[Split, Split]:
+    """The training and the validation split, with the track of each pair."""
+    datasets = [WavPairsDataset(Path(dataset_dir, name), codec, cache_dir, use_cache) for name in ("train", "val")]
+    train, val = (Split(dataset, [row.source for row in rows_of(dataset)]) for dataset in datasets)
+    return train, val
+
+
+def log_mel_splits(dataset_dir: str, codec: Codec) -> tuple[Split, Split]:
+    """The same splits as log-mel spectrograms, which are computed when they are read."""
+    return open_splits(dataset_dir, LogMel(codec), use_cache=False)
+
+
+def rows_of(dataset: WavPairsDataset) -> list[PairRow]:
+    """The row in metadata.txt of each pair of a split."""
+    path, split = dataset.split_dir.parent / METADATA_NAME, dataset.split_dir.name
+    by_name = {row.name: row for row in read_metadata(path).pairs if row.split == split}
+    for name in dataset.pairs.names:
+        if name not in by_name:
+            raise UserError(f"{path}: does not list {split}/{name}; create the dataset again with --overwrite")
+    return [by_name[name] for name in dataset.pairs.names]
 
 
 def check_is_ours(folder: Path) -> None:
-    """UserError if there are results in `folder` that this script did not write: they are not replaced."""
+    """Raise UserError if `folder` has results that this script did not write."""
     path = folder / "results.json"
     try:
         ours = json.loads(path.read_bytes())["format"].startswith("jingle_d results ")

@@ -159,7 +159,7 @@ def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
             raise UserError(f"{path}: would be overwritten by an output; choose another --output_dir")
     for target in written:
         if target.exists() and not _is_ours(target):
-            raise UserError(f"{target}: was not written by this script; choose another --output_dir")
+            raise UserError(f"{target}: is not from this script and would be overwritten; choose another --output_dir")
     return [output_dir / Path(path).stem for path in inputs]
 
 
@@ -196,7 +196,7 @@ def main() -> int:
     if codec.banner:
         print(codec.banner, file=sys.stderr)
     output_dir.mkdir(parents=True, exist_ok=True)
-    remove_partial_files(output_dir, min_age_s=3600)
+    remove_partial_files(output_dir)
     progress = Progress()
     for path, name, end in progress.over(ends, len(ends), "songs continued"):
         context = encode_end(codec, end.segment, end.before)

@@ -17,7 +17,7 @@ from common.errors import UserError
 
 PRETRAINED, DEMO, UNTRAINED = "pretrained", "demo", "untrained"  # values of --encodec_weights other than paths
 WEIGHTS_NAME = "encodec_24khz-d7cc33bc.th"  # the file name in the encodec package
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"  # contains codec-XXXXXXXX.th, made by demo/train_codec.py
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"  # contains codec-XXXXXXXX.th, made by demo/codec/train_codec.py
 
 
 def load_model(weights: str) -> tuple[encodec.model.EncodecModel, str]:

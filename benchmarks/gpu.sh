@@ -1,22 +1,22 @@
 #!/bin/bash
-# Everything a GPU can show, in eight minutes at most:
+# Measure the project on a GPU, in at most eight minutes. Each row is printed and appended to FOLDER/gpu.jsonl at once.
 #
-#   bash benchmarks/gpu.sh FOLDER                      # rows are printed and appended to FOLDER/gpu.jsonl as measured
-#   TEST_DEVICE=cpu bash benchmarks/gpu.sh FOLDER      # tiny sizes on a CPU, to try the script itself
+#   bash benchmarks/gpu.sh FOLDER
+#   TEST_DEVICE=cpu bash benchmarks/gpu.sh FOLDER      # test the script on a CPU, with tiny sizes
 #
-# It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, no network and no registry. What else
-# requirements.txt lists and that Python lacks, it takes from benchmarks/wheels/. Fill that folder with wheels for the
-# Python and the system of the GPU's machine; encodec has no published wheel, so build one:
+# It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, but no network. It installs the wheels in
+# benchmarks/wheels/ for itself. If that Python lacks other packages in requirements.txt, put wheels for it there.
+# encodec has no published wheel, so build one:
 #
 #   pip wheel --no-deps -w benchmarks/wheels encodec==0.1.1
 #   pip download --no-deps --only-binary=:all: -d benchmarks/wheels soundfile cffi pycparser av
 #
-# (for another Python than pip's own, add --python-version 3.12 --platform manylinux_2_28_x86_64 to the second).
+# If pip's Python is another version, add --python-version 3.12 --platform manylinux_2_28_x86_64 to the second command.
 set -uo pipefail
 
 slack=1
-[ "${TEST_DEVICE:-cuda}" = cuda ] || slack=10 # nothing is measured there, and a CPU may be busy
-TOTAL_S=$((470 * slack))                      # and ten seconds for the table
+[ "${TEST_DEVICE:-cuda}" = cuda ] || slack=10 # a CPU measures nothing, and may be busy
+TOTAL_S=$((470 * slack))                      # ten seconds are left for the table
 python=${PYTHON:-python3}
 
 fail() {
@@ -33,12 +33,12 @@ trap 'rm -rf "$work"' EXIT
 export PYTHONUNBUFFERED=1
 if compgen -G "benchmarks/wheels/*.whl" >/dev/null; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" benchmarks/wheels/*.whl ||
-        fail "benchmarks/wheels: cannot be installed; they must suit $("$python" --version)"
+        fail "benchmarks/wheels: cannot be installed; they must be for $("$python" --version)"
     export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 [ $slack -gt 1 ] ||
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
-    fail "$python: torch sees no CUDA GPU here; nothing was measured (TEST_DEVICE=cpu tries the script without one)"
+    fail "$python: torch sees no CUDA GPU here; nothing was measured (TEST_DEVICE=cpu tests the script without one)"
 
 status=0
 part() { # NAME LIMIT_S COMMAND...
@@ -53,8 +53,9 @@ part() { # NAME LIMIT_S COMMAND...
     fi
     [ "$ended" -eq 0 ] && return
     status=1
-    [ "$ended" -ne 124 ] || ended="its time was over"
-    note "$name" "NOT COMPLETE: ended with $ended"
+    ended="exit status $ended"
+    [ "$ended" != "exit status 124" ] || ended="time limit reached"
+    note "$name" "NOT COMPLETE: $ended"
 }
 note() { # PART ROW
     echo "$1: $2"

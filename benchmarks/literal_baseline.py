@@ -1,8 +1,7 @@
-"""The experiment's description taken to the letter: what the pipeline is measured against.
+"""The original experiment taken word for word: what run_benchmarks.py and gpu.py compare with.
 
-Every batch is encoded again in every epoch by EnCodec's own encoder, the transformer is
-torch's stock `nn.TransformerEncoder` with its dropout everywhere, all in float32. Honest and readable, and
-not slowed down on purpose.
+EnCodec's own encoder encodes every batch again in every epoch. The transformer is torch's `nn.TransformerEncoder` with
+dropout everywhere, in float32. Nothing is slowed down on purpose.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class WavPairs(Dataset):
 
 
 class LiteralTransformer(nn.Module):
-    """The same 859,520 parameters from torch's stock layers, dropout inside attention included."""
+    """The same 859,520 parameters in torch's own layers, with dropout inside attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,18 +56,10 @@ class LiteralTransformer(nn.Module):
 
 
 class LiteralTraining:
-    """The training loop, one process."""
+    """The training loop in one process."""
 
-    def __init__(
-        self,
-        dataset_dir: Path,
-        state: dict[str, torch.Tensor],
-        batch_size: int = 16,
-        lr: float = 1e-4,
-        device: str = "cpu",
-        num_workers: int = 0,
-    ):
-        """state: EnCodec's weights, those of the pipeline's codec. num_workers: processes that read WAVs."""
+    def __init__(self, dataset_dir: Path, state: dict[str, torch.Tensor], device: str = "cpu", num_workers: int = 0):
+        """state: the weights of the pipeline's codec. num_workers: processes that read WAVs."""
         self.device = device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,9 +68,9 @@ class LiteralTraining:
         self.codec.to(device)
         torch.manual_seed(42)
         self.model = LiteralTransformer().to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.01)
-        self.train = DataLoader(WavPairs(dataset_dir / "train"), batch_size, shuffle=True, num_workers=num_workers)
-        self.val = DataLoader(WavPairs(dataset_dir / "val"), batch_size)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, weight_decay=0.01)
+        self.train = DataLoader(WavPairs(dataset_dir / "train"), 16, shuffle=True, num_workers=num_workers)
+        self.val = DataLoader(WavPairs(dataset_dir / "val"), 16)
 
     @torch.no_grad()
     def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
@@ -95,7 +86,7 @@ class LiteralTraining:
         self.optimizer.step()
 
     def epoch(self) -> float:
-        """Train one epoch; returns its seconds."""
+        """Train for an epoch and return its seconds."""
         started = time.perf_counter()
         for inputs, targets in self.train:
             self.step(self.encode(inputs), self.encode(targets))
@@ -114,7 +105,7 @@ class LiteralTraining:
 
 
 def _load_folded(codec: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Give a codec with weight norm the folded weights of the pipeline's: norm and direction of each."""
+    """Load weights without weight norm into a codec with it, as the norm and the direction of each."""
     own = codec.state_dict()
     for name in own:
         if name.endswith("weight_g"):

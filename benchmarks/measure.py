@@ -1,34 +1,43 @@
-"""What the benchmarks share: a row of the table, and timing two sides in turn."""
+"""What the benchmarks share: rows of a table, timing, the project's own commands, and this machine.
+
+Used by run_benchmarks.py, gpu.py and the studies.
+"""
 
 from __future__ import annotations
 
-import resource
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from common.machine import available_cores
+
+ROOT = Path(__file__).parents[1]
+HEADER = "| subject | measured against | ratio | goal | |\n|---|---|---|---|---|"
+
 
 @dataclass
 class Row:
-    """One line of the table: how many times better than what it is measured against."""
+    """One line of the table: how many times as good as what it is measured against."""
 
     subject: str
     against: str
     ratio: float
-    goal: float | None  # None: as much as there is
+    goal: float | None  # None: there is no goal
     note: str = ""
 
-    @property
-    def verdict(self) -> str:
-        if self.goal is None:
-            return ""
-        return "reached" if self.ratio >= self.goal else "missed"
+    def __str__(self) -> str:
+        goal = "—" if self.goal is None else f"≥ {self.goal:.2g} {'reached' if self.ratio >= self.goal else 'missed'}"
+        return f"| {self.subject} | {self.against} | {self.ratio:.2f} | {goal} | {self.note} |"
 
 
 def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> tuple[float, float]:
-    """Seconds of the fastest call of each, called in turn so that a noisy machine is noisy to both."""
+    """Seconds of the fastest call of each. They take turns, so that other work on the machine slows both."""
     best = [float("inf"), float("inf")]
     for _ in range(rounds):
         for index, call in enumerate((first, second)):
@@ -38,9 +47,39 @@ def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> t
     return best[0], best[1]
 
 
-def peak_memory() -> int:
-    """Bytes of this process. On Linux getrusage would count what its parent had when it started this one."""
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def run_command(*command: object) -> float:
+    """Run a command from the repository's folder; its seconds. If it fails, its output is in the RuntimeError."""
+    started = time.perf_counter()
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}\n{done.stdout}\n{done.stderr}")
+    return time.perf_counter() - started
+
+
+def run_python(script: str, *args: object) -> float:
+    """Run one of the project's scripts, like `run_command`."""
+    return run_command(sys.executable, script, *args)
+
+
+def replace_everywhere(function: Callable, replacement: Callable) -> None:
+    """Replace a function in every module that has imported it."""
+    for module in list(sys.modules.values()):
+        if getattr(module, function.__name__, None) is function:
+            setattr(module, function.__name__, replacement)
+
+
+def about_this_run() -> dict[str, str]:
+    """Machine, versions and commit."""
+    try:
+        run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        commit = run.stdout.strip()
+    except OSError:  # no git here
+        commit = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+    return {
+        "machine": f"{available_cores()} cores, {model}",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "commit": commit or "unknown",
+    }

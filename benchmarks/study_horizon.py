@@ -1,37 +1,36 @@
-"""Attempts to refute the horizon: can a better predictor than its linear map see further ahead?
+"""Attempts to refute the horizon: does a better predictor than its linear map see further ahead?
 
     python benchmarks/study_horizon.py --dataset_dir dataset_pairs_wav --encodec_weights demo
 
-Each row is the skill on validation pairs at some distances ahead, measured as in evaluation/horizon.py, for the codec's
-embedding and for the log-mel spectrogram: the linear map itself, four times its context, a fit within each clip, a
-network with hidden layers, and the linear map on the very pairs it was fitted to, where nothing is left to leak.
+Each row of the tables is the skill of a predictor at several distances ahead, measured as in evaluation/horizon.py. One
+table is for the codec's embedding, one for the log-mel spectrogram. The last row measures the linear map on the pairs
+it was fitted to, as an upper limit.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
 
 from audio.frozen_encodec import load_frozen_encodec
-from audio.log_mel import LogMel
 from common.arguments import dataset_setting, parse_settings, weights_setting
 from common.errors import run_script
 from common.progress import Progress
-from dataset.pairs import METADATA_NAME, read_metadata
-from dataset_wav_pairs import WavPairsDataset
+from evaluate_continuation import log_mel_splits, open_splits
 from evaluation import horizon
 from evaluation.comparison import spread_over_tracks
-from evaluation.horizon import Split, lags_of, measure_curve
+from evaluation.horizon import Split, lags_of, measure_curve, past_and_future
 
 QUIET = Progress(is_shown=False)
 HIDDEN, STEPS, BATCH = 512, 3000, 512
-NETWORK_STRIDE = 8  # frames between the samples that the network is trained on
+EVERY = 4  # the network is trained on every fourth of the horizon's samples
 
 
 @dataclass
@@ -43,34 +42,24 @@ class Settings:
 def main() -> int:
     settings = parse_settings(Settings, __doc__)
     codec = load_frozen_encodec(settings.encodec_weights)
-    for name, representation in (("embedding", codec), ("log-mel", LogMel(codec))):
-        train, val = (open_split(settings, representation, split) for split in ("train", "val"))
+    for name, open_them in (("embedding", open_splits), ("log-mel", log_mel_splits)):
+        train, val = open_them(settings.dataset_dir, codec)
         lags = lags_of(train.pairs.num_frames)
         print(f"\n| {name}, seconds ahead | " + " | ".join(f"{lag / codec.frame_rate:.3g}" for lag in lags) + " |")
         print("|---" * (len(lags) + 1) + "|", flush=True)
-        for row, curve in attempts(train, val, lags):
-            print(f"| {row} | " + " | ".join(map(cell, curve)) + " |", flush=True)
+        for attempt, skills in attempts(train, val, lags):
+            cells = ["–" if np.isnan(skill) else f"{skill:+.3f}" for skill in skills]
+            print(f"| {attempt} | " + " | ".join(cells) + " |", flush=True)
     return 0
 
 
-def cell(skill: float) -> str:
-    return "–" if np.isnan(skill) else f"{skill:+.3f}"
-
-
-def attempts(train: Split, val: Split, lags: list[int]):
-    """(what was tried, skill at each lag)"""
+def attempts(train: Split, val: Split, lags: list[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """What was tried, and its skill at each lag."""
     yield "the linear map", measure_curve(train, val, QUIET).value
     yield "32 frames of context instead of 8", longer_context(train, val, 32)
     yield "fitted within each clip", within_clips(val, lags)
     yield "a network with two hidden layers", network(train, val, lags)
     yield "the linear map, measured on what it was fitted to", measure_curve(train, train, QUIET).value
-
-
-def open_split(settings: Settings, codec, split: str) -> Split:
-    folder = Path(settings.dataset_dir)
-    sources = {row.name: row.source for row in read_metadata(folder / METADATA_NAME).pairs}
-    dataset = WavPairsDataset(folder / split, codec)
-    return Split(dataset, [sources[dataset.name(index)] for index in range(len(dataset))])
 
 
 def longer_context(train: Split, val: Split, frames: int) -> np.ndarray:
@@ -83,9 +72,9 @@ def longer_context(train: Split, val: Split, frames: int) -> np.ndarray:
 
 
 def within_clips(val: Split, lags: list[int]) -> np.ndarray:
-    """Ridge from each frame and the 2 before it to the frame `lag` later, fitted inside a pair's input alone.
+    """Ridge from each frame and the 2 before it to the frame `lag` later, fitted inside a pair's input.
 
-    Measured on the pair's output, with the penalty that is best there: too good for any predictor to match.
+    It is measured on the pair's output with the penalty that is best there, so it is an optimistic estimate.
     """
     chosen = spread_over_tracks(val.tracks, horizon.VAL_PAIRS, seed=0)
     penalties = np.logspace(-3, 3, 7)
@@ -93,13 +82,13 @@ def within_clips(val: Split, lags: list[int]) -> np.ndarray:
     for index in chosen:
         first, second = (x.double() for x in val.pairs[index])
         mean, std = first.mean(dim=1, keepdim=True), first.std(dim=1, keepdim=True).clamp_min(1e-6)
-        z = ((torch.cat([first, second], dim=1) - mean) / std).T  # [2T, C], in the clip's own units
+        z = ((torch.cat([first, second], dim=1) - mean) / std).T  # [2T, C], standardized within the clip
         frames = first.shape[1]
         for k, lag in enumerate(lags):
             t = torch.arange(2, max(2, frames - lag))
             later = torch.arange(max(2, frames - lag), 2 * frames - lag)
             if len(t) < 20:
-                energy[k] = np.nan  # the lag is as long as the input: there is nothing to fit
+                energy[k] = np.nan  # nothing to fit: the lag is about as long as the input
                 continue
             x, y = (torch.cat([z[i], z[i - 1], z[i - 2]], dim=1) for i in (t, later))
             values, vectors = torch.linalg.eigh(x.T @ x)
@@ -113,43 +102,45 @@ def within_clips(val: Split, lags: list[int]) -> np.ndarray:
 
 
 def network(train: Split, val: Split, lags: list[int]) -> np.ndarray:
-    """A network from the linear map's inputs to all lags at once, stopped where held-out training tracks say so."""
+    """A network with the linear map's inputs and all lags as outputs. Held-out training tracks choose its best step."""
     fitted = spread_over_tracks(train.tracks, horizon.TRAIN_PAIRS, seed=0)
     held_out = set(sorted({train.tracks[i] for i in fitted})[:: horizon.HELD_OUT])
-    mean, std = horizon._statistics(train.pairs, fitted)
     torch.manual_seed(0)
 
-    def samples(split: Split, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [horizon._samples(split.pairs[i], mean, std, lags) for i in indices]
-        step = NETWORK_STRIDE // horizon.STRIDE
-        return torch.cat([x[::step] for x, _ in parts]), torch.cat([y[::step].flatten(1) for _, y in parts])
+    def samples(split: Split, chosen: list[int]) -> list[torch.Tensor]:
+        parts = [past_and_future(torch.cat(split.pairs[i], dim=1), lags) for i in chosen]
+        return [torch.cat([part[side][::EVERY] for part in parts]) for side in (0, 1)]
 
     x, y = samples(train, [i for i in fitted if train.tracks[i] not in held_out])
-    x_held, y_held = samples(train, [i for i in fitted if train.tracks[i] in held_out])
+    statistics = [(side.mean(dim=0), side.std(dim=0).clamp_min(1e-6)) for side in (x, y)]
+
+    def standardized(sides: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [(side - mean) / std for side, (mean, std) in zip(sides, statistics, strict=True)]
+
+    x, y = standardized([x, y])
+    held_x, held_y = standardized(samples(train, [i for i in fitted if train.tracks[i] in held_out]))
     layers = [torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.GELU(), torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.GELU()]
     net = torch.nn.Sequential(*layers, torch.nn.Dropout(0.2), torch.nn.Linear(HIDDEN, y.shape[1]))
     torch.nn.init.zeros_(net[-1].weight)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-4, weight_decay=0.1)
     best, best_state = float("inf"), net.state_dict()
     for step in range(STEPS):
-        net.train()
         rows = torch.randint(len(x), (BATCH,))
-        loss = torch.nn.functional.mse_loss(net(x[rows]), y[rows])
+        loss = torch.nn.functional.mse_loss(net.train()(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 100 == 99:
-            net.eval()
             with torch.no_grad():
-                error = torch.nn.functional.mse_loss(net(x_held), y_held).item()
+                error = torch.nn.functional.mse_loss(net.eval()(held_x), held_y).item()
             if error < best:
                 best, best_state = error, {name: value.clone() for name, value in net.state_dict().items()}
     net.load_state_dict(best_state)
-    net.eval()
+    x, y = standardized(samples(val, spread_over_tracks(val.tracks, horizon.VAL_PAIRS, seed=0)))
     with torch.no_grad():
-        x, y = samples(val, spread_over_tracks(val.tracks, horizon.VAL_PAIRS, seed=0))
-        error = (y - net(x)).square().view(len(y), len(lags), -1).sum(dim=(0, 2))
-    return (1 - error / y.square().view(len(y), len(lags), -1).sum(dim=(0, 2))).numpy()
+        error = (y - net.eval()(x)).square()
+    error, energy = (square.view(len(y), len(lags), -1).sum(dim=(0, 2)) for square in (error, y.square()))
+    return (1 - error / energy).numpy()
 
 
 if __name__ == "__main__":

@@ -1,52 +1,51 @@
-"""Music whose best possible prediction is known: does the training find it, and does the verdict say what is so?
+"""Music whose best possible prediction is known: does training find it, and is the verdict right?
 
-    python benchmarks/study_planted.py     # three worlds, three seeds each: about half an hour on 2 cores
+    make study                             # three worlds with three seeds each: about half an hour on 2 cores
     python benchmarks/study_planted.py --seeds 1 --worlds coin
 
-Tracks are walks over eight clips of noisy tones, with noise 60 dB below on top: in the world `coin` a coin decides
-between two successors, in `chain` there is one, in `independent` every segment is new. The mean of a clip's successors
-is E[next | current] in any codec, so its skill is the best that any model can reach. The datasets are written directly,
-because create_dataset_pairs_wav.py uses the same audio once only; the rest are the project's own commands.
+A track is a walk over eight clips of noisy tones, with added noise at −60 dB. In the world `coin`, a coin decides
+between two successors of a clip. In `chain` there is one successor. In `independent`, every segment is new. The mean of
+a clip's successors is E[next | current] in any codec, so its skill is the best that any model can reach. The datasets
+are written directly, because create_dataset_pairs_wav.py does not use the same audio twice.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
 
 from audio.frozen_encodec import load_frozen_encodec
 from audio.segments import to_pcm16, write_wav
+from benchmarks.measure import run_python
 from common.arguments import file_path, number, parse_settings, seed_setting, setting
 from common.errors import run_script
 from dataset.pairs import PairRow, write_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 
-ROOT = Path(__file__).parent.parent
 RATE = 24000
 NUM_CLIPS = 8
-SEGMENTS = 7  # of a track: six pairs
+SEGMENTS = 7  # per track: six pairs
 TRACKS = {"train": 96, "val": 12}
 WORLDS = {"coin": 2, "chain": 1, "independent": 0}  # successors of a clip
-REQUIRED = {"coin": 0.90, "chain": 0.95}  # of the best possible skill
+REQUIRED = {"coin": 0.90, "chain": 0.95}  # share of the best possible skill
 
 
 @dataclass
 class Settings:
-    worlds: list[str] = setting(tuple(WORLDS), "which", nargs="+", choices=tuple(WORLDS))  # noqa: RUF009
-    seeds: int = setting(3, "how many datasets and trainings of each", type=number(int, at_least=1))
-    epochs: int = setting(24, "of each training", type=number(int, at_least=1))
-    lr: float = setting(1e-3, "learning rate, ten times the default for 200 epochs", type=number(float, above=0))
-    seed: int = seed_setting("the first world")
-    encodec_weights: str = setting("untrained", "any will do: untrained, demo, pretrained, or a file", type=file_path)
+    worlds: list[str] = setting(tuple(WORLDS), "worlds", nargs="+", choices=tuple(WORLDS))  # noqa: RUF009
+    seeds: int = setting(3, "datasets and trainings per world", type=number(int, at_least=1))
+    epochs: int = setting(24, "epochs of each training", type=number(int, at_least=1))
+    lr: float = setting(1e-3, "learning rate", type=number(float, above=0))
+    seed: int = seed_setting("the first dataset of each world")
+    encodec_weights: str = setting("untrained", "untrained, demo, pretrained, or a file", type=file_path)
 
 
 def main() -> int:
@@ -58,55 +57,37 @@ def main() -> int:
         for seed in range(settings.seed, settings.seed + settings.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 found = study(world, seed, Path(folder), settings.epochs, settings.lr, settings.encodec_weights)
-            share = found["share"]
-            percent = "–" if share is None else f"{share:.0%}"
-            failed |= world in REQUIRED and share < REQUIRED[world]
-            failed |= (found["outcome"] == "works") != (world in REQUIRED)
+            share = "–" if found["share"] is None else f"{found['share']:.0%}"
+            skills = f"{found['best']:.3f} | {found['skill']:.3f} | {share}"
             print(
-                f"| {world} | {seed} | {found['best']:.3f} | {found['skill']:.3f} | {percent} | {found['outcome']} | "
-                f"{found['linear']:.3f} | {found['loop']:+.2f} |",
-                flush=True,
+                f"| {world} | {seed} | {skills} | {found['outcome']} | {found['linear']:.3f} | {found['loop']:+.2f} |"
             )
             print(found["sentence"], file=sys.stderr, flush=True)
+            failed |= world in REQUIRED and found["share"] < REQUIRED[world]
+            failed |= (found["outcome"] == "works") != (world in REQUIRED)
     return int(failed)
 
 
 def study(world: str, seed: int, folder: Path, epochs: int, lr: float, weights: str) -> dict[str, object]:
-    """Write a world, train on it and judge the model: the best possible skill, the reached one, the verdict."""
+    """Write a world, train on it and evaluate. Returns the best possible skill, the skill reached and the verdict."""
     clips_of = write_world(folder / "ds", world, np.random.default_rng(seed))
-    data, device = ["--dataset_dir", folder / "ds"], ["--device", "cpu"]
-    schedule = ["--epochs", epochs, "--patience", epochs, "--batch_size", 8, "--lr", lr, "--seed", seed]
-    run(
-        "train_simple_ddp.py",
-        *data,
-        "--checkpoint_dir",
-        folder / "ck",
-        "--encodec_weights",
-        weights,
-        *device,
-        *schedule,
-    )
-    outputs = ["--checkpoint", folder / "ck/best_model.pt", "--output_dir", folder / "out", "--num_examples", 0]
-    run("evaluate_continuation.py", *data, *outputs, "--max_sound_pairs", 1, *device)
+    data = ("--dataset_dir", folder / "ds", "--device", "cpu")
+    training = ("--checkpoint_dir", folder / "ck", "--encodec_weights", weights, "--seed", seed)
+    schedule = ("--epochs", epochs, "--patience", epochs, "--batch_size", 8, "--lr", lr)
+    run_python("train_simple_ddp.py", *data, *training, *schedule)
+    outputs = ("--checkpoint", folder / "ck/best_model.pt", "--output_dir", folder / "out")
+    run_python("evaluate_continuation.py", *data, *outputs, "--num_examples", 0, "--max_sound_pairs", 1)
     results = json.loads((folder / "out/results.json").read_text())
-    rows = results["rows"]
-    best = best_skill(folder / "ds", world, clips_of, weights)
+    best, skill = best_skill(folder / "ds", world, clips_of, weights), results["rows"]["model"]["skill"]
     return {
         "best": best,
-        "skill": rows["model"]["skill"],
-        "share": rows["model"]["skill"] / best if best > 0.01 else None,
-        "linear": rows["clip_ridge"]["skill"],
-        "loop": rows["loop"]["track_skill"],
+        "skill": skill,
+        "share": skill / best if best > 0.01 else None,
+        "linear": results["rows"]["clip_ridge"]["skill"],
+        "loop": results["rows"]["loop"]["track_skill"],
         "outcome": results["verdict"]["outcome"],
         "sentence": results["verdict"]["sentence"],
     }
-
-
-def run(script: str, *args: object) -> None:
-    """Run one of the project's commands; its output is shown if it fails."""
-    done = subprocess.run([sys.executable, ROOT / script, *map(str, args)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{script} {args}\n{done.stdout}\n{done.stderr}")
 
 
 # ------------------------------------------------------------------ the worlds
@@ -115,7 +96,7 @@ def run(script: str, *args: object) -> None:
 def write_world(
     folder: Path, world: str, rng: np.random.Generator, num_tracks: dict[str, int] = TRACKS
 ) -> dict[str, list[tuple[int, int]]]:
-    """Write a dataset of 1 s segments; which clips each pair of a split is made of."""
+    """Write a dataset of 1 s segments. Returns the two clips of each pair, by split."""
     clips = [draw_clip(rng) for _ in range(NUM_CLIPS)]
     ring = rng.permutation(NUM_CLIPS)
     after = {int(ring[k]): [int(ring[(k + 1) % NUM_CLIPS]), int(ring[(k + 3) % NUM_CLIPS])] for k in range(NUM_CLIPS)}
@@ -139,7 +120,7 @@ def write_world(
 
 
 def draw_clip(rng: np.random.Generator) -> np.ndarray:
-    """A second of tones that change five times, over noise: float64 [24000], peaks below 1."""
+    """One second of tones that change every 0.2 s, with noise: float64 [24000], peaks below 1."""
     time, sound = np.arange(RATE) / RATE, 0.02 * rng.normal(size=RATE)
     for start in range(0, RATE, RATE // 5):
         part = slice(start, start + RATE // 5)
@@ -151,18 +132,17 @@ def draw_clip(rng: np.random.Generator) -> np.ndarray:
 def best_skill(folder: Path, world: str, clips_of: dict[str, list[tuple[int, int]]], weights: str) -> float:
     """The pooled skill of E[next | current] on the validation split.
 
-    The expectation is the mean over the training split's continuations of the same clip, which the noise, 60 dB down,
-    does not move.
+    The expectation is the mean over continuations of the same clip in the training split. The noise hardly affects it.
     """
     if not WORLDS[world]:
         return 0.0
     codec = load_frozen_encodec(weights)
     train, val = (WavPairsDataset(folder / split, codec) for split in ("train", "val"))
     prepare_cache([train, val])
-    continuations: dict[int, dict[int, list[torch.Tensor]]] = {}  # current clip -> next clip -> its embeddings there
+    continuations: dict[int, dict[int, list[torch.Tensor]]] = {}  # current clip -> next clip -> embeddings
     for index, (here, following) in enumerate(clips_of["train"]):
         continuations.setdefault(here, {}).setdefault(following, []).append(train[index][1])
-    # Each successor with the same weight, whatever the coin gave in training.
+    # Both successors have the same weight, however often the coin chose each in training.
     expected = {
         here: torch.stack([torch.stack(found).mean(dim=0) for found in after.values()]).mean(dim=0)
         for here, after in continuations.items()

@@ -29,8 +29,7 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     with name_in_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
+        handle, temporary = _locked_partial_file(path)
         try:
             yield temporary
             if sync:
@@ -43,16 +42,33 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_partial_files(folder: str | os.PathLike, min_age_s: float = 0) -> None:
-    """Remove the partial files that killed processes left in `folder`.
+def _locked_partial_file(path: Path) -> tuple[int, Path]:
+    """A new file for the content of `path`, open and locked: the lock says that its writer is alive."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.lexists(name):
+            return handle, Path(name)
+        os.close(handle)  # another process removed it before it was locked
 
-    min_age_s: keep files that changed more recently. Use it where other processes may be writing without a lock.
+
+def remove_partial_files(folder: str | os.PathLike) -> None:
+    """Remove the partial files that killed processes left in `folder`. Those of living ones stay.
+
+    Without locks on the file system, the living are not recognized, so only files older than an hour are removed.
     """
     for entry in os.scandir(folder):
         if PARTIAL_FILE.fullmatch(entry.name):
-            with contextlib.suppress(OSError):  # already gone, or the folder is read-only
-                if time.time() - entry.stat().st_mtime >= min_age_s:
-                    os.unlink(entry.path)
+            with contextlib.suppress(OSError), open(entry.path, "r+b") as file:  # already gone, or a read-only folder
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    if time.time() - entry.stat().st_mtime < 3600:
+                        continue
+                os.unlink(entry.path)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,14 @@
-"""What the model must beat: predictions that need no gradient descent.
+"""What the model must beat: predictions that need no gradient descent. Used by comparison.py.
 
-Each is fitted on training pairs only, or inside the very input it continues; none sees what it is measured on.
+Each is fitted to training pairs only, or to the input that it continues.
 
     repeat the input        x
     the input's average     mean of x over time
-    regression by channel   μ + g (x − μ), a gain a channel: what the untrained model predicts
-    the last moment         μ + g (mean of the last four frames − μ), a gain g for each output frame
-    ridge                   every output frame a linear function of the input frame in its place and of the input's mean
-    the loop                the input's own period, found and tested inside the input, played on
-    the training mean       μ, one vector; and by position, one vector for each frame (neither sees the input)
+    regression by channel   μ + g (x − μ) with a gain g per channel, which is what the untrained model predicts
+    the last moment         μ + g (mean of the last frames − μ) with a gain g per output frame
+    ridge                   each output frame from the input frame at the same position and the input's mean
+    the loop                repeats the input at its own period, which is found and tested inside the input
+    the training mean       μ, one vector; or one vector per position. Neither depends on the input
     the linear map          of the whole clip, in clip_ridge.py
 """
 
@@ -23,11 +23,11 @@ from common.progress import Progress
 from evaluation.clip_ridge import ClipRidge, Pairs
 from evaluation.measures import one_thread
 
-LOOP_CANDIDATES = 25  # as many as 0.5 s has multiples in 0.8 of 16 s: a period is among its multiples, as high as it
+LOOP_CANDIDATES = 25  # 0.8 of 16 s contains 25 multiples of 0.5 s, and multiples of a period are peaks, too
 LOOP_SHORTEST_S = 0.5
-LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag leaves too little to test it on
+LOOP_LONGEST_SHARE = 0.8  # of the input: a longer lag would leave too little for testing it
 RIDGE_FOLDS = 5
-LAST_FRAMES = (1, 4)  # means of so many last frames are tried as the last moment
+LAST_FRAMES = (1, 4)  # the last moment is the mean of one of these numbers of frames
 RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
 
 
@@ -36,12 +36,12 @@ RIDGE_PENALTIES = np.logspace(-5, 2, 15)  # as shares of the number of frames
 
 @one_thread()
 def loop(embedding: torch.Tensor, frame_rate: float) -> torch.Tensor:
-    """Continue [C, T] by its own repetition, [C, T].
+    """Continue [C, T] by repeating it at its own period, [C, T].
 
-    Candidates are the 25 highest peaks of the normalised autocorrelation at lags from 0.5 s to 0.8 T. For each, every
-    frame is predicted by the mean of the frames whole lags before it, times a gain in [0, 1] by least squares; the
-    lag that predicts the input's second half best (error ÷ energy, over the frames with a lag before them) continues
-    it. All of it is about the input's average over time; where no lag helps, the gain is 0 and the average remains.
+    Candidates are the 25 highest peaks of the normalized autocorrelation at lags from 0.5 s to 0.8 T. Each predicts a
+    frame as the mean of all frames a multiple of the lag before it, times a least-squares gain in [0, 1]. The lag with
+    the least error ÷ energy in the input's second half is used for the continuation. All this is relative to the
+    input's average over time. If no lag helps, the prediction is that average.
     """
     mean = embedding.double().mean(dim=1, keepdim=True)
     x = embedding.double() - mean
@@ -59,25 +59,25 @@ def loop(embedding: torch.Tensor, frame_rate: float) -> torch.Tensor:
 
 
 def candidate_lags(x: torch.Tensor, frame_rate: float) -> list[int]:
-    """The lags (frames) at which [C, T], of mean 0 over time, is most like itself: local peaks, the highest first.
+    """The lags (frames) at the highest local peaks of the autocorrelation of [C, T], the highest peak first.
 
-    Likeness is Σ x_t · x_{t+lag} ÷ √(Σ |x_t|² Σ |x_{t+lag}|²) over the frames that overlap.
+    x has mean 0 over time. The autocorrelation is Σ x_t · x_{t+lag} ÷ √(Σ |x_t|² Σ |x_{t+lag}|²) over the overlap.
     """
     frames = x.shape[1]
     shortest, longest = round(LOOP_SHORTEST_S * frame_rate), int(LOOP_LONGEST_SHARE * frames)
     spectrum = torch.fft.rfft(x, n=2 * frames, dim=1).abs().square().sum(dim=0)
     products = torch.fft.irfft(spectrum, n=2 * frames)[:frames]
     energy = x.square().sum(dim=0)
-    first = energy.flip(0).cumsum(0).flip(0)  # Σ of the frames t.. to the end: the later side of lag t
-    last = energy.cumsum(0).flip(0)  # Σ of the first T − t frames: the earlier side
-    likeness = products / (first * last).sqrt().clamp_min(1e-30)
-    peak = (likeness[1:-1] > likeness[:-2]) & (likeness[1:-1] >= likeness[2:])
+    first = energy.flip(0).cumsum(0).flip(0)  # Σ over frames t to T: the later side at lag t
+    last = energy.cumsum(0).flip(0)  # Σ over the first T − t frames: the earlier side
+    correlation = products / (first * last).sqrt().clamp_min(1e-30)
+    peak = (correlation[1:-1] > correlation[:-2]) & (correlation[1:-1] >= correlation[2:])
     lags = [lag for lag in (torch.nonzero(peak)[:, 0] + 1).tolist() if shortest <= lag <= longest]
-    return sorted(lags, key=lambda lag: -float(likeness[lag]))[:LOOP_CANDIDATES]
+    return sorted(lags, key=lambda lag: -float(correlation[lag]))[:LOOP_CANDIDATES]
 
 
 def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each frame of [C, T] from `lag` on as the mean of all frames whole lags before it, and T frames more.
+    """The mean of all frames a multiple of `lag` before each frame: for frames lag to T of [C, T], and T frames more.
 
     Returns [C, T − lag] inside the input and [C, T] after it.
     """
@@ -96,33 +96,33 @@ def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class FittedBaselines:
-    """What was learned from the training pairs, about μ and in units of the deviation of each channel."""
+    """What was fitted to the training pairs. Weights and centers are for standardized channels."""
 
     mean: torch.Tensor  # [C, 1]
     std: torch.Tensor  # [C, 1]
-    weights: torch.Tensor  # [2C, C]: the frame's channels, then the input's mean
-    penalty: float  # a share of the number of frames
-    centre_in: torch.Tensor  # [2C, T]: what ridge takes from its inputs,
-    centre_out: torch.Tensor  # [C, T]: and adds to its outputs
-    last_frames: int  # whose mean is the last moment: that which explains more
-    fading: torch.Tensor  # [T]: its gain
-    by_position: torch.Tensor  # [C, T]: the mean output, frame by frame
+    weights: torch.Tensor  # [2C, C]: of the frame's channels, then of the input's mean
+    penalty: float  # as a share of the number of frames
+    centre_in: torch.Tensor  # [2C, T]: ridge subtracts it from its inputs
+    centre_out: torch.Tensor  # [C, T]: ridge adds it to its outputs
+    last_frames: int  # number of frames in the last moment, whichever explains more
+    fading: torch.Tensor  # [T]: gain of the last moment
+    by_position: torch.Tensor  # [C, T]: the mean output at each position
     clip_ridge: ClipRidge
 
     @one_thread()
     def ridge(self, embedding: torch.Tensor) -> torch.Tensor:
-        """[C, T] -> [C, T]"""
+        """Predict [C, T] -> [C, T]."""
         moved = self.weights.T @ (_features(embedding, self.mean, self.std) - self.centre_in)
         return (self.mean + self.std * (self.centre_out + moved)).float()
 
     def last_moment(self, embedding: torch.Tensor) -> torch.Tensor:
-        """[C, T] -> [C, T]"""
+        """Predict [C, T] -> [C, T]."""
         return (self.mean + (_last(embedding.double(), self.last_frames) - self.mean) * self.fading).float()
 
 
 @dataclass
 class _Sums:
-    """Over the pairs of a fold, standardised: products over all frames, and sums by position."""
+    """Over the standardized pairs of a fold: products summed over all frames, and sums by position."""
 
     count: int = 0
     x: torch.Tensor | float = 0.0  # [2C, T]
@@ -137,7 +137,7 @@ class _Sums:
         self.xx, self.xy, self.yy = self.xx + x @ x.T, self.xy + x @ y.T, self.yy + y @ y.T
 
     def about(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The products xx, xy, yy with x [2C, T] taken from every input and y [C, T] from every output."""
+        """The products xx, xy, yy after x [2C, T] is subtracted from every input and y [C, T] from every output."""
 
         def moved(product, first_sum, first, second_sum, second):
             return product - first_sum @ second.T - first @ second_sum.T + self.count * first @ second.T
@@ -155,16 +155,16 @@ def _total(folds: list[_Sums]) -> _Sums:
 
 @one_thread()
 def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> FittedBaselines:
-    """Fit what is fitted to training pairs, one pair at a time in memory (the linear map: two blocks of pairs).
+    """Fit the baselines to training pairs. Holds one pair in memory, or two blocks of pairs for the linear map.
 
-    tracks: of each training pair. Ridge minimises |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), about μ or about the
-    means by position: of both and of all λ it takes what has the least error on tracks it was not fitted on (five
-    folds of tracks, of pairs if there is one track only).
+    tracks: of each training pair. Ridge minimizes |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), with X and Y relative
+    to μ or to the means by position. Which of the two and which λ have the least error on tracks that were left out is
+    found by cross-validation with five folds of tracks, or of pairs if there is only one track.
     """
     mean, std = mean.double().cpu(), std.double().cpu()
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
     folds = [_Sums() for _ in range(min(RIDGE_FOLDS, len(numbers) if len(numbers) > 1 else len(pairs)))]
-    # By how many frames are the last moment: Σ last · y by output frame, Σ |last|².
+    # For each number of last frames: Σ last · y by output frame, and Σ |last|².
     moments, held = dict.fromkeys(LAST_FRAMES, 0.0), dict.fromkeys(LAST_FRAMES, 1e-12)
     for index, track in enumerate(tracks):
         source, target = pairs[index]
@@ -197,7 +197,7 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
 
 
 def _features(embedding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """[C, T] -> standardised, with its mean over time beneath, [2C, T]."""
+    """[C, T] -> the standardized frames and their mean over time, [2C, T]."""
     x = (embedding.double() - mean) / std
     return torch.cat([x, x.mean(dim=1, keepdim=True).expand_as(x)])
 
@@ -208,14 +208,14 @@ def _last(embedding: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[torch.Tensor]:
-    """Ridge weights [2C, C] for each penalty, from XᵀX and XᵀY: one eigendecomposition for all."""
+    """Ridge weights [2C, C] for each penalty from XᵀX and XᵀY, with one eigendecomposition for all."""
     values, vectors = torch.linalg.eigh(xx)
     rotated = vectors.T @ xy
     return [vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None]) for penalty in penalties]
 
 
 def _best_ridge(folds: list[_Sums]) -> tuple[float, float]:
-    """Strength of the means by position (0 or 1) and λ ÷ frames with the least error on the folds left out."""
+    """Whether to subtract the means by position (0 or 1), and λ ÷ frames, with the least error in cross-validation."""
     errors = {}
     for left_out in folds:
         rest = _total([fold for fold in folds if fold is not left_out])

@@ -1,9 +1,8 @@
-"""Ridge regression from whole clips to whole clips: what a linear map finds in the pairs that the model trains on.
+"""Ridge regression from whole clips to whole clips, fitted to the pairs that the model trains on. Used by baselines.py.
 
 Every number of the output is a linear function of every number of the input, 153,600 of each for 16 s. That is too many
-weights to write down, but not to use: in the dual form (Saunders, Gammerman and Vovk 1998) the prediction is a weighted
-sum of the training outputs, and the weights follow from inner products of clips. Where this finds as much in the
-same pairs, it takes no transformer.
+weights to store. In the dual form (Saunders, Gammerman and Vovk 1998), the prediction is a weighted sum of the training
+outputs, and the weights follow from inner products of clips. If this is as good as the model, no transformer is needed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import torch
 
 from common.progress import Progress
 
-MOST_PAIRS = 2000  # of the training pairs: as many as there are by default. More are sampled evenly
-BLOCK = 128  # pairs in memory at once, twice: 320 MB of 16 s
+MOST_PAIRS = 2000  # fit to at most this many, evenly sampled. There are fewer by default
+BLOCK = 128  # pairs per block. Two blocks of 16 s take 320 MB
 FOLDS = 5
-PENALTIES = np.logspace(-3, 2, 11)  # as shares of the mean square of an input about the mean input
+PENALTIES = np.logspace(-3, 2, 11)  # as shares of the inputs' mean squared distance from their mean
 
 
 class Pairs(Protocol):
@@ -29,11 +28,12 @@ class Pairs(Protocol):
 
 
 class ClipRidge:
-    """FittedBaselines to training pairs, read again for each block of predictions."""
+    """Fitted to training pairs, which are read again for each block of predictions."""
 
     def __init__(self, pairs: Pairs, tracks: list[str], std: torch.Tensor, progress: Progress):
-        """tracks: of each training pair; the penalty is the one with the least error on tracks left out (five folds,
-        of pairs if there is one track only). std: of each channel, [C, 1], to weigh the channels of inputs alike.
+        """tracks: of each training pair. std: of each channel, [C, 1], so that all channels of the input count alike.
+
+        The penalty is chosen by cross-validation with five folds of tracks, or of pairs if there is only one track.
         """
         self.pairs, self.std = pairs, std.float().cpu()
         count = min(len(pairs), MOST_PAIRS)
@@ -44,7 +44,7 @@ class ClipRidge:
         self.penalty = self._best_penalty(outputs, fold)
 
     def predict(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What follows each input [C, T], in the same shape."""
+        """Predict what follows each input [C, T], in the same shape."""
         wanted = self._rows(inputs)
         products = np.concatenate([(wanted @ self._rows(block).T).numpy() for block in self._blocks(0)], axis=1)
         weights = torch.from_numpy(_weights(self.inputs, products, self.penalty)).float()
@@ -59,11 +59,11 @@ class ClipRidge:
             yield [self.pairs[i][side] for i in self.chosen[start : start + BLOCK]]
 
     def _rows(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """[n, C T] of inputs, the channels scaled alike."""
+        """Inputs as rows [n, C T], with scaled channels."""
         return (torch.stack(inputs) / self.std).flatten(1)
 
     def _products(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-        """Inner products of the chosen inputs and of their outputs, [n, n] each."""
+        """Inner products of all chosen inputs with each other, and of all outputs, [n, n] each."""
         found = np.zeros((2, len(self.chosen), len(self.chosen)))
         for first in range(0, len(self.chosen), BLOCK):
             rows = self._both(first)
@@ -82,28 +82,29 @@ class ClipRidge:
         return self._rows([source for source, _ in block]), torch.stack([target for _, target in block]).flatten(1)
 
     def _best_penalty(self, outputs: np.ndarray, fold: np.ndarray) -> float:
-        """The penalty with the least squared error on the folds that were left out."""
+        """The penalty with the least squared error in cross-validation."""
         errors = np.zeros(len(PENALTIES))
         for left_out in np.unique(fold):
             a, b = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
             if not len(a):
-                return float(PENALTIES[-1])  # a single pair
+                return float(PENALTIES[-1])  # there is only one pair
             for k, penalty in enumerate(PENALTIES):
                 w = _weights(self.inputs[np.ix_(a, a)], self.inputs[np.ix_(b, a)], penalty)
-                # |y − Σ w y_i|² but for |y|², which all penalties share.
+                # |y − Σ w y_i|² without |y|², which does not depend on the penalty
                 errors[k] += np.sum((w @ outputs[np.ix_(a, a)]) * w) - 2 * np.sum(w * outputs[np.ix_(b, a)])
         return float(PENALTIES[errors.argmin()])
 
 
 def _weights(products: np.ndarray, wanted: np.ndarray, penalty: float) -> np.ndarray:
-    """The weights [m, n] of n training outputs in m predictions, from the inner products of the training inputs with
-    each other, [n, n], and of m inputs with them, [m, n]; about the mean input and the mean output.
+    """The weights [m, n] of n training outputs in m predictions.
 
-    k (K + λ)⁻¹ with both centred, and about the mean output: 1/n more for each, less the mean of its weights.
+    products, wanted: inner products of the training inputs with each other, [n, n], and of m inputs with them, [m, n].
+    With both centered on the mean input, the weights are k (K + λ)⁻¹. To make the prediction relative to the mean
+    output, subtract the mean of the weights from each and add 1/n.
     """
     mean = products.mean(axis=0)
-    centred = products - mean - mean[:, None] + mean.mean()
+    centered = products - mean - mean[:, None] + mean.mean()
     wanted = wanted - wanted.mean(axis=1, keepdims=True) - mean + mean.mean()
-    scale = max(np.trace(centred) / len(centred), 1e-12)
-    found = scipy.linalg.solve(centred + penalty * scale * np.eye(len(centred)), wanted.T, assume_a="pos").T
+    scale = max(np.trace(centered) / len(centered), 1e-12)
+    found = scipy.linalg.solve(centered + penalty * scale * np.eye(len(centered)), wanted.T, assume_a="pos").T
     return 1 / len(mean) + found - found.mean(axis=1, keepdims=True)

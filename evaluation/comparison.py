@@ -1,4 +1,7 @@
-"""The comparison: the model and what it must beat, pair by pair, in encoded space and as sound."""
+"""Compare the model and its baselines pair by pair, as embeddings and as sound.
+
+Used by evaluate_continuation.py. results.py turns what is measured here into a table.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from common.errors import UserError
 from common.progress import Progress
 from dataset.pairs import read_pcm16
 from evaluation.baselines import FittedBaselines, loop
-from evaluation.clip_ridge import BLOCK
+from evaluation.clip_ridge import BLOCK, Pairs
 from evaluation.measures import Errors, by_track, compare
-from evaluation.sound import SoundMetrics, SoundRow
+from evaluation.sound import SoundMetrics, SoundRow, compare_sound
 
 CONTINUATIONS = {
     "model": "the model",
-    "model_quantized": "the model, quantised",
+    "model_quantized": "the model, quantized",
     "repeat_input": "repeat the input",
     "input_mean": "hold the input's average",
     "channel_regression": "regression by channel (the untrained model)",
@@ -35,32 +38,29 @@ CONTINUATIONS = {
     "training_mean": "predict the training mean",
     "other_track": "another track's true continuation",
     "ceiling": "the codec's ceiling",
-    "ceiling_quantized": "the codec's ceiling, quantised",
+    "ceiling_quantized": "the codec's ceiling, quantized",
 }
-# A trip through the codec takes far longer than all else; the rest would sound like one of these or like a held chord.
+# Decoding takes far longer than everything else. The other rows would sound like one of these, or like a held chord.
 SOUND_ROWS = ("model", "model_quantized", "repeat_input", "loop", "training_mean", "other_track", "ceiling",
               "ceiling_quantized")  # fmt: skip
-# The model with its input tampered with: what does it use?
+# The model with its input changed, to see what it uses.
 INPUT_ABLATIONS = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swapped")
 
 
-class Dataset(Protocol):
-    """One split, as dataset_wav_pairs.WavPairsDataset gives it."""
+class Dataset(Pairs, Protocol):
+    """A split, such as dataset_wav_pairs.WavPairsDataset."""
 
     codec: Codec
-    keys: list[tuple[str, str]]  # equal exactly where the embeddings are equal
+    num_frames: int  # of an embedding
+    keys: list[tuple[str, str]]  # equal if and only if the embeddings are equal
     pairs: list[tuple[os.PathLike, os.PathLike]]  # the WAVs
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def name(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """What continues: embeddings [1, C, T] of a segment -> the next one's, trained and untrained."""
+    """Functions from a segment's embedding [1, C, T] to the next one's: the trained model and the untrained one."""
 
     predict: Callable[[torch.Tensor], torch.Tensor]
     channel_regression: Callable[[torch.Tensor], torch.Tensor]
@@ -70,10 +70,9 @@ class Model:
 
 
 def spread_over_tracks(tracks: list[str], limit: int, seed: int, in_runs: bool = False) -> list[int]:
-    """At most `limit` pairs, seeded, as evenly over the tracks as can be; their indices in order.
+    """Choose at most `limit` pairs, as evenly over the tracks as possible; returns their indices in order.
 
-    in_runs: the pairs taken from a track follow each other (one's output is the next one's input, and need be decoded
-    only once), else they are spread over the track.
+    in_runs: take consecutive pairs of a track. The output of one is the input of the next, so it is decoded only once.
     """
     groups = list(by_track(tracks).values())
     rng = random.Random(seed)
@@ -96,11 +95,11 @@ def spread_over_tracks(tracks: list[str], limit: int, seed: int, in_runs: bool =
 
 
 def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
-    """For each pair a pair of another track, seeded; None if there is one track only.
+    """For each pair, the index of a pair of another track. None if there is only one track.
 
-    A permutation (each pair is used once) unless one track has more than half of all pairs: with the pairs in order
-    of their tracks, a shift by the largest track's size leaves every track. Within a track the order is
-    drawn, or two tracks of the same form would meet bar for bar.
+    Each pair is used once unless one track has more than half of all pairs: if the pairs are in order of their tracks,
+    a shift by the largest track's size always leads to another track. The order within a track is random, because
+    otherwise two songs with the same structure would be matched bar by bar.
     """
     groups = list(by_track(tracks).values())
     if len(groups) < 2:
@@ -122,9 +121,10 @@ def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
 
 
 class Comparison:
-    """All rows over one split; `tracks` names the track of each pair."""
+    """All rows on one split."""
 
     def __init__(self, model: Model, dataset: Dataset, tracks: list[str], fitted: FittedBaselines, seed: int):
+        """tracks: of each pair."""
         self.model, self.dataset, self.tracks, self.fitted, self.seed = model, dataset, tracks, fitted, seed
         self.codec = dataset.codec
         self.other = other_tracks(tracks, seed)
@@ -133,7 +133,7 @@ class Comparison:
     @torch.no_grad()
     def predict(self, embedding: torch.Tensor, index: int) -> torch.Tensor:
         """The model's continuation of `embedding`, the input of pair `index`; both [C, T]."""
-        # One at a time: in a batch of another size the last bits would differ, and with them the quantiser's choice.
+        # One at a time: the last bits depend on the batch size, and the quantizer's choices depend on them.
         predicted = self.model.predict(embedding[None])[0].cpu()
         if not predicted.isfinite().all():
             raise UserError(
@@ -142,7 +142,7 @@ class Comparison:
         return predicted
 
     def linear_map(self, index: int) -> torch.Tensor:
-        """The clip ridge's continuation of pair `index`, computed for a block of pairs at once."""
+        """The clip ridge's continuation of pair `index`. It is computed for a block of pairs at once."""
         if index not in self.mapped:
             block = range(index, min(index + BLOCK, len(self.dataset)))
             continued = self.fitted.clip_ridge.predict([self.dataset[i][0] for i in block])
@@ -151,7 +151,7 @@ class Comparison:
 
     @torch.no_grad()
     def continuations(self, index: int) -> dict[str, torch.Tensor]:
-        """Each row's embeddings [C, T] after the input of pair `index`, and INPUT_ABLATIONS's."""
+        """The continuation [C, T] of pair `index` by each of CONTINUATIONS and INPUT_ABLATIONS."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
         rolled = self.predict(source.roll(1, dims=1), index)
@@ -180,10 +180,7 @@ class Comparison:
         return found
 
     def measure(self, sound_pairs: list[int], progress: Progress) -> tuple[dict[str, Errors], dict[str, SoundRow]]:
-        """For each row the errors of all pairs, stacked, and the sound of `sound_pairs`.
-
-        One pair at a time: a few embeddings and seconds of sound are all that is in memory.
-        """
+        """The errors of each row on all pairs, stacked, and its sound on `sound_pairs`. Holds one pair in memory."""
         errors: dict[str, list[Errors]] = {}
         sound: dict[str, SoundRow] = {}
         metrics, chosen = SoundMetrics(self.codec), set(sound_pairs)
@@ -208,12 +205,11 @@ class Comparison:
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
         truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.pairs[index][1]))[None])
-        for name in SOUND_ROWS:
-            if name in found:
-                clip = metrics.decode(found[name], keys.get(name, ""))
-                sound.setdefault(name, SoundRow()).add(clip, truth)
+        for name in filter(found.__contains__, SOUND_ROWS):
+            clip = metrics.decode(found[name], keys.get(name, ""))
+            sound.setdefault(name, []).append(compare_sound(clip, truth))
 
 
 def read_wav(path: os.PathLike) -> np.ndarray:
-    """float32 [samples] in [-1, 1) of a WAV of the dataset."""
+    """The samples of a WAV of the dataset, float32 [samples] in [-1, 1)."""
     return read_pcm16(Path(path)).astype(np.float32) / 32768

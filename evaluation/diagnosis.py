@@ -1,4 +1,7 @@
-"""Why it fails, or how it works: where the skill lies, and what of its input the model uses."""
+"""Why does it fail, or how does it work? Where the skill lies, and what the model uses of its input.
+
+Used by results.py.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,30 @@ from evaluation.measures import BANDS, TrackErrors
 from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
 
 ABLATION_LABELS = {
-    "input_rolled": "a frame late",
+    "input_rolled": "one frame late",
     "input_rolled_back": "late, prediction moved back",
     "input_shuffled": "shuffled in time",
     "input_swapped": "another track's",
 }
 DRAWN_BASELINES = ("channel_regression", "loop")
-SPEAKING_SHARE = 0.05  # a band with less of the error is not worth a sentence
+LEAST_SHARE = 0.05  # sentences leave out bands with less of the error
 
 
 def diagnose(errors: TrackErrors) -> dict[str, object]:
-    """The `diagnosis` of results.json; the sentences follow from its numbers alone."""
-    found: dict[str, object] = {}
-    for part, labels in (("bands", BANDS), ("onset", ("first 0.1 s",))):
-        model, share = errors.skill("model", part), errors.share(part)
-        found[part] = [
-            {
-                "label": label,
-                "share": share[k],
-                "skill": model.value[k],
-                "skill_interval": (model.low[k], model.high[k]),
-                "baselines": {baseline: errors.skill(baseline, part).value[k] for baseline in DRAWN_BASELINES},
-            }
-            for k, label in enumerate(labels)
-        ]
-    own = errors.skill("model")
-    average = found["bands"][0]
-    found["skill"] = own.value
-    found["skill_of_average"] = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
-    found["skill_of_course"] = own.value - found["skill_of_average"]
-    found["inputs"] = [
+    """The `diagnosis` of results.json. The sentences follow from its numbers."""
+    model, share = errors.skill("model", "bands"), errors.share("bands")
+    baselines = {name: errors.skill(name, "bands").value for name in DRAWN_BASELINES}
+    bands = [
+        {
+            "label": label,
+            "share": share[k],
+            "skill": model.value[k],
+            "skill_interval": (model.low[k], model.high[k]),
+            "baselines": {name: skills[k] for name, skills in baselines.items()},
+        }
+        for k, label in enumerate(BANDS)
+    ]
+    inputs = [
         {
             "label": label,
             "skill": errors.skill(name).value,
@@ -46,53 +43,56 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
         for name, label in ABLATION_LABELS.items()
         if name in errors.sums
     ]
-    found["sentences"] = [where_it_lies(found), what_it_uses(found)]
-    return found
+    skill, average = errors.skill("model").value, bands[0]
+    of_average = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
+    found = {"bands": bands, "inputs": inputs, "skill": skill}
+    found |= {"skill_of_average": of_average, "skill_of_course": skill - of_average}
+    return found | {"sentences": [where_it_lies(found), what_it_uses(found)]}
 
 
 def where_it_lies(diagnosis: dict) -> str:
-    """In which part of the music the skill is, and in which what is missed."""
-    course = [band for band in diagnosis["bands"][1:] if band["share"] > SPEAKING_SHARE]
+    """In which modulation bands the skill lies, and what the model misses."""
+    course = [band for band in diagnosis["bands"][1:] if band["share"] > LEAST_SHARE]
     if not course:
-        return "The clips do not move: all there is to predict is their average."
+        return "The clips do not change over time. There is only their average to predict."
     best = max(course, key=lambda band: band["skill"])
     missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in course}
     worst = max(course, key=lambda band: missed[band["label"]])
     left = 1 - diagnosis["skill"]
     text = (
-        f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} is each clip's average and "
-        f"{diagnosis['skill_of_course']:+.2f} its course around that"
+        f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} comes from each clip's "
+        f"average and {diagnosis['skill_of_course']:+.2f} from the changes around it."
     )
     if best["skill_interval"][0] > LEAST_LEAD:
-        text += f"; it knows change at {best['label']} best (skill {best['skill']:+.2f})"
+        text += f" It predicts changes at {best['label']} best (skill {best['skill']:+.2f})."
     if left > 0.01:
         share = missed[worst["label"]] / left
-        text += f"; of what it misses, {share:.0%} is change at {worst['label']} (skill {worst['skill']:+.2f})"
-    return text + "."
+        text += f" {share:.0%} of what it misses is changes at {worst['label']} (skill {worst['skill']:+.2f})."
+    return text
 
 
 def what_it_uses(diagnosis: dict) -> str:
-    """What the tampered inputs show."""
+    """What the changed inputs show."""
     costs = {entry["label"]: Interval(entry["cost"], *entry["cost_interval"]) for entry in diagnosis["inputs"]}
     rolled, back, shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
     if swapped is None:
-        conclusion = "there is no other track to try"
+        conclusion = "there is no other track to test with"
     elif not swapped.low > LEAST_LEAD:
         conclusion = "it is not shown to use its input"
     elif not shuffled.low > LEAST_LEAD:
-        conclusion = "it is not shown to use the order of its input, only what it sounds like"
+        conclusion = "it is not shown to use the order of its input, only its overall sound"
     elif not rolled.low > LEAST_LEAD or rolled.value < shuffled.value / 4:
-        conclusion = "it recognises its input, to the frame or not"
+        conclusion = "it recognizes its input, and exact frame positions hardly matter"
     elif back.value < rolled.value / 2:
         conclusion = "its prediction moves in time with its input, frame by frame"
     else:
         conclusion = "it depends on absolute frame positions"
     text = (
-        f"It loses {rolled} of skill if its input is a frame late ({back.value:+.2f} with the prediction moved back), "
-        f"{shuffled} if it is shuffled in time"
+        f"If its input is one frame late, it loses {rolled} of skill ({back.value:+.2f} if the prediction is moved "
+        f"back). If the input is shuffled in time, it loses {shuffled}"
     )
-    other = "" if swapped is None else f", {swapped} if it is another track's"
-    return f"{text}{other}: {conclusion}."
+    other = "" if swapped is None else f". With another track's input, it loses {swapped}"
+    return f"{text}{other}. So {conclusion}."
 
 
 def limit(
@@ -103,10 +103,10 @@ def limit(
     still_improved: bool,
     horizon: dict,
 ) -> str:
-    """One line on what limits the model, the first two of these that apply.
+    """One line on what limits the model: the first two reasons that apply.
 
     train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
-    best. horizon: as in results.json; a model that found nothing in embeddings that are not predictable needs no other
+    best. horizon: as in results.json. If the embeddings are not predictable, a model without skill needs no other
     reason.
     """
     if not evidence.beats("training_mean") and horizon["seconds"]:
@@ -118,11 +118,11 @@ def limit(
     slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")
     if train_skill is not None and train_skill - new > 0.15:
         found.append(
-            f"it fits its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled): "
-            "more music"
+            f"it fits its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled), "
+            "so more music may help"
         )
     if still_improved:
-        found.append("its best epoch is the last one: training ended while it still improved")
+        found.append("its best epoch is the last one, so it was still improving when training ended")
     if evidence.leads[best].high < -LEAST_LEAD:
         name = BASELINES.get(best, LINEAR_NAME)
         found.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
@@ -133,11 +133,8 @@ def limit(
     if not found:
         left = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
         label = max(left, key=left.get)
-        what = "each clip's average" if label == BANDS[0] else f"change at {label}"
-        why = (
-            "what it cannot know it averages, as MSE demands"
-            if evidence.skill.low > LEAST_LEAD
-            else "it has learned almost nothing"
-        )
+        what = "each clip's average" if label == BANDS[0] else f"changes at {label}"
+        has_skill = evidence.skill.low > LEAST_LEAD
+        why = "it averages what it cannot know, as MSE demands" if has_skill else "it has learned almost nothing"
         found.append(f"{why}; the largest part of what it misses ({left[label] / sum(left.values()):.0%}) is {what}")
     return f"What limits it: {'; '.join(found[:2])}."

@@ -1,4 +1,4 @@
-"""The examples of evaluate_continuation.py: WAVs and spectrograms of a pair and of its continuation."""
+"""The examples of a report: WAVs and spectrograms of pairs and of their continuations."""
 
 from __future__ import annotations
 
@@ -9,36 +9,57 @@ import torch
 
 from audio.codec import Codec
 from audio.segments import to_pcm16, write_wav
+from common.progress import Progress
+from dataset.pairs import PairRow
 from evaluation.comparison import Comparison, read_wav
 from evaluation.figures import mel_decibels, write_spectrogram
+from evaluation.measures import Errors
 
 DecodeJoined = Callable[[Codec, torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]
 
 
-def write_example(
-    comparison: Comparison, index: int, decode_joined: DecodeJoined, stem: str, folder: Path
-) -> dict[str, object]:
-    """Write the clips of pair `index` as STEM_NAME.wav and .png; what results.json says of the files.
+def write_examples(
+    comparison: Comparison,
+    chosen: list[int],
+    errors: dict[str, Errors],
+    rows: list[PairRow],
+    decode_joined: DecodeJoined,
+    folder: Path,
+    progress: Progress,
+) -> list[dict[str, object]]:
+    """Write the clips of the pairs `chosen`; returns the `examples` of results.json. rows: of metadata.txt."""
+    examples = []
+    for number, index in enumerate(chosen, 1):
+        error, scale = (errors[name]["seconds"][index].sum() for name in ("model", "training_mean"))
+        row, files = rows[index], write_clips(comparison, index, decode_joined, folder / f"example_{number:02d}")
+        about = {"pair": row.name, "source": row.source, "start_s": row.start_s}
+        examples.append(about | {"skill": float(1 - error / max(scale, 1e-9)), "files": files})
+        progress(number, len(chosen), "examples written")
+    return examples
 
-    context and truth are the dataset's own; model and ceiling are the second halves of context and embedding decoded
-    in one piece, as generate_continuation.py does it (`decode_joined`); joined is that piece. All spectrograms of a
-    pair share a scale.
+
+def write_clips(
+    comparison: Comparison, index: int, decode_joined: DecodeJoined, prefix: Path
+) -> dict[str, dict[str, object]]:
+    """Write the clips of pair `index` as PREFIX_NAME.wav and .png; returns each one's files and seconds.
+
+    context and truth are the dataset's WAVs. joined is the context and the model's continuation decoded in one piece,
+    as generate_continuation.py does it. model is its second half, and ceiling the same with the true continuation. All
+    spectrograms of a pair share a scale.
     """
     codec, (source, target) = comparison.codec, comparison.dataset[index]
-    clips = {
-        name: read_wav(path) for name, path in zip(("context", "truth"), comparison.dataset.pairs[index], strict=True)
-    }
+    clips = dict(zip(("context", "truth"), map(read_wav, comparison.dataset.pairs[index]), strict=True))
     for name, continuation in (("model", comparison.predict(source, index)), ("ceiling", target)):
-        joined, seam = decode_joined(codec, source[None], continuation[None])
-        clips[name] = joined.flatten().numpy()[seam:]
-        if name == "model":
-            clips["joined"] = joined.flatten().numpy()
+        waveform, seam = decode_joined(codec, source[None], continuation[None])
+        joined = waveform.flatten().numpy()
+        clips[name] = joined[seam:]
+        clips.setdefault("joined", joined)
     decibels = {name: mel_decibels(clip.clip(-1, 1), codec.sample_rate) for name, clip in clips.items()}
     top_db = max(decibels["context"].max(), decibels["truth"].max())
     files = {}
     for name, clip in clips.items():
-        wav, png = f"{stem}_{name}.wav", f"{stem}_{name}.png"
-        write_wav(folder / wav, to_pcm16(clip)[0], codec.sample_rate)
-        write_spectrogram(folder / png, decibels[name], top_db)
-        files[name] = {"wav": wav, "png": png, "seconds": len(clip) / codec.sample_rate}
-    return {"files": files}
+        wav, png = (prefix.with_name(f"{prefix.name}_{name}.{kind}") for kind in ("wav", "png"))
+        write_wav(wav, to_pcm16(clip)[0], codec.sample_rate)
+        write_spectrogram(png, decibels[name], top_db)
+        files[name] = {"wav": wav.name, "png": png.name, "seconds": len(clip) / codec.sample_rate}
+    return files

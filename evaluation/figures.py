@@ -1,6 +1,6 @@
-"""The pictures of evaluate_continuation.py: charts and spectrograms.
+"""The charts and spectrograms of the report. Used by evaluate_continuation.py, horizon.py and examples.py.
 
-Every picture appears complete or not at all.
+Each file appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from common.files import atomic_write
 
 INK, GRID = "#1f2328", "#d8dde3"
-# A colour, a dash pattern and a label for each row of the table that is drawn.
+# Color, dash pattern and label of each row of the table that is drawn.
 STYLES = {
     "model": ("#0b62c4", (), "model"),
     "training_mean": ("#57606a", (5, 2), "training mean"),
@@ -39,9 +39,9 @@ SPECTROGRAM_LOWEST_HZ = 50.0
 
 @contextmanager
 def chart(path: Path, heights: tuple[float, ...]) -> Iterator[list[Axes]]:
-    """Axes of a chart, written as a PNG to `path` when the block ends.
+    """Yield the axes of a chart, and write it as a PNG to `path` when the block ends.
 
-    heights: of the panels, in inches. The legend names what the first of them shows.
+    heights: of the panels, in inches. The legend is that of the first panel.
     """
     style = {
         "font.size": 11,
@@ -60,7 +60,7 @@ def chart(path: Path, heights: tuple[float, ...]) -> Iterator[list[Axes]]:
         "legend.fontsize": 9.5,
     }
     with matplotlib.rc_context(style):
-        # Narrow, so that the letters are still readable when a phone shrinks the picture to its width.
+        # Narrow, so that the text is readable when a phone shrinks the picture to its width.
         figure = Figure(figsize=(5.2, 0.9 + sum(heights)), layout="constrained")
         panels = list(np.ravel(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)))
         yield panels
@@ -78,9 +78,9 @@ def _line_style(name: str) -> dict[str, object]:
 
 
 def draw_per_second(path: Path, per_second: dict[str, dict]) -> None:
-    """MSE and skill in each second of the continuation.
+    """Draw MSE and skill in each second of the continuation.
 
-    per_second: as in results.json. A row far below skill 0 is in the upper panel only.
+    per_second: as in results.json. Rows far below skill 0 are only in the upper panel.
     """
     with chart(path, (2.6, 2.6)) as (top, bottom):
         middles = np.arange(len(per_second["model"]["mse"])) + 0.5
@@ -104,13 +104,13 @@ def draw_per_second(path: Path, per_second: dict[str, dict]) -> None:
 
 
 def draw_diagnosis(path: Path, diagnosis: dict) -> None:
-    """The model's skill by modulation band, and with its input changed.
+    """Draw the model's skill in each modulation band, and with changed inputs.
 
-    diagnosis: as in results.json. Bars and whiskers are the model's, marks are baselines'.
+    diagnosis: as in results.json. Bars and whiskers are the model, markers are baselines.
     """
     panels = {
-        "the clip's average, and change at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
-        "with its input": [{"label": "as it is", "skill": diagnosis["skill"]}, *diagnosis["inputs"]],
+        "each clip's average, and changes at": [entry for entry in diagnosis["bands"] if entry["share"] > 0],
+        "with its input": [{"label": "unchanged", "skill": diagnosis["skill"]}, *diagnosis["inputs"]],
     }
     marks = {"channel_regression": "s", "loop": "D"}
     heights = tuple(0.55 + 0.29 * len(entries) for entries in panels.values())
@@ -133,14 +133,14 @@ def draw_diagnosis(path: Path, diagnosis: dict) -> None:
             axis.axvline(0, color=INK, linewidth=0.8)
         lowest = min(entry["skill"] for entries in panels.values() for entry in entries)
         axes[0].set_xlim(max(-1.05, min(-0.2, lowest - 0.05)), 1.02)
-        axes[-1].set_xlabel("skill: 0 the training mean, 1 the truth")
+        axes[-1].set_xlabel("skill: the training mean has 0, the truth 1")
 
 
 # ------------------------------------------------------------------ spectrograms
 
 
 def mel_decibels(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Mel spectrogram of [samples] in dB, [128, 50 columns a second], from 50 Hz to half the sample rate."""
+    """Mel spectrogram of [samples] in dB, [128, 50 columns per second], from 50 Hz to half the sample rate."""
     mel = torchaudio.transforms.MelSpectrogram(
         sample_rate,
         n_fft=2048,
@@ -154,7 +154,7 @@ def mel_decibels(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def mel_height(frequency_hz: float, sample_rate: int) -> float:
-    """Where a frequency lies in a spectrogram's height, 0 (bottom) to 1, on the mel scale of HTK."""
+    """The height of a frequency in a spectrogram from 0 (bottom) to 1, on HTK's mel scale."""
     low, high, here = (
         math.log10(1 + hz / 700) for hz in (SPECTROGRAM_LOWEST_HZ, sample_rate / 2, max(frequency_hz, 0))
     )
@@ -162,7 +162,7 @@ def mel_height(frequency_hz: float, sample_rate: int) -> float:
 
 
 def write_spectrogram(path: Path, decibels: np.ndarray, top_db: float) -> None:
-    """Write `mel_decibels` as a PNG without axes (the page has them), black at 70 dB below `top_db`."""
+    """Write `mel_decibels` as a PNG without axes, because the page draws them. 70 dB below `top_db` is black."""
     picture, lowest_db = io.BytesIO(), top_db - SPECTROGRAM_RANGE_DB
     matplotlib.image.imsave(picture, decibels, vmin=lowest_db, vmax=top_db, cmap="magma", origin="lower", format="png")
     with atomic_write(path) as temporary:

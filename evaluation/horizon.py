@@ -21,11 +21,12 @@ from evaluation.verdict import LEAST_LEAD
 
 TRAIN_PAIRS, VAL_PAIRS = 300, 100
 PAST_FRAMES = 8  # that the linear map sees, besides the mean of all frames so far
-STRIDE = 2  # every second frame is predicted from: half the work, and neighbours say nearly the same
-PENALTIES = np.logspace(-4, 1, 6)  # as shares of the number of predictions
-HELD_OUT = 5  # one of so many training tracks chooses the penalty
+STRIDE = 2  # predict from every second frame: neighboring frames say nearly the same
+PENALTIES = np.logspace(-4, 1, 6)  # as shares of the number of samples
+HELD_OUT = 5  # one in so many training tracks is held out to choose the penalty
+BATCH = 4  # pairs whose products are summed in float32, before they are added in float64
 FEWEST_FRAMES = 16  # in a segment
-SHORT_S = 0.5  # a horizon below this is no basis for continuing music by seconds
+SHORT_S = 0.5  # continuing music by seconds needs a horizon of at least this
 
 CURVES = {"embedding": ("#0b62c4", "embedding"), "log_mel": ("#b85a00", "log-mel spectrogram")}
 
@@ -42,7 +43,7 @@ def measure_horizon(
 ) -> dict[str, object]:
     """The `horizon` of results.json: two curves of skill against seconds ahead, and a sentence.
 
-    embedding, log_mel: the training and the validation split in each representation. Where the dataset is too small,
+    embedding, log_mel: the training and the validation split in each representation. If the dataset is too small,
     there is only a sentence.
     """
     if reason := _too_small(embedding[0]):
@@ -65,100 +66,119 @@ def lags_of(frames: int) -> list[int]:
 def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") -> Estimate:
     """Skill of the best linear map at each lag of `lags_of(T)`, mean over tracks with its 95% interval: [lags] each.
 
-    The map goes from the last 8 frames and the mean of all frames so far, every frame t of a pair's input being the
-    last in turn, to frame t + lag. It is fitted to at most 300 training pairs and measured on at most 100 validation
-    pairs, both spread over their tracks. Channels are standardised by the training pairs. Skill is 1 − squared error
-    ÷ that of the training mean. The ridge penalty of each lag has the least error on held-out training tracks.
+    The map predicts frame t + lag from the last 8 frames up to t and the mean of all frames up to t, for every second
+    frame t of a pair's input. It is fitted to at most 300 training pairs and measured on at most 100 validation pairs,
+    both spread over their tracks. Channels are standardized by the training pairs. Skill is 1 − squared error ÷ that
+    of the training mean. The ridge penalty of each lag is the one with the least error on held-out training tracks.
 
     of: names the curve in the progress.
     """
-    fitted = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
-    names = sorted({train.tracks[i] for i in fitted})
-    held_out = set(names[::HELD_OUT])
-    mean, std = _statistics(train.pairs, fitted)
     lags = lags_of(train.pairs[0][0].shape[1])
-    sums = {is_held_out: _Sums(len(mean), len(lags)) for is_held_out in (False, True)}
-    for done, index in enumerate(fitted, 1):
-        sums[train.tracks[index] in held_out].add(*_samples(train.pairs[index], mean, std, lags))
-        progress(done, len(fitted), f"pairs fitted for the horizon {of}".rstrip())
-    maps = _solve(sums[False], sums[True], len(lags))
-
+    maps, mean, std = _fit_maps(train, lags, progress, of)
     measured = spread_over_tracks(val.tracks, VAL_PAIRS, seed=0)
-    errors, energies = [], []
-    for index in measured:
-        x, y = _samples(val.pairs[index], mean, std, lags)
-        error = (y - (x @ maps).view(y.shape)).double().square().sum(dim=(0, 2))  # [lags]
-        errors.append(error.numpy())
-        energies.append(y.double().square().sum(dim=(0, 2)).numpy())
+    error, energy = np.zeros((2, len(measured), len(lags)))
+    for k, index in enumerate(measured):
+        x, y = past_and_future((torch.cat(val.pairs[index], dim=1) - mean) / std, lags)
+        error[k], energy[k] = _energy(y - x @ maps, lags), _energy(y, lags)
     tracks = [val.tracks[index] for index in measured]
-    error, energy = sum_by_track(np.stack(errors), tracks), sum_by_track(np.stack(energies), tracks)
+    error, energy = sum_by_track(error, tracks), sum_by_track(energy, tracks)
     skills = (energy - error) / np.maximum(energy, 0.1 * np.median(energy, axis=0))  # a quiet track must not decide
     return Estimate(skills.mean(axis=0), *interval_of_mean(skills))
 
 
-class _Sums:
-    """Products of the past x and the futures y, summed over samples."""
+def past_and_future(both: torch.Tensor, lags: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pair's embedding [C, 2T] -> the past [n, 9C] of frames of its input, and what follows at each lag [n, lags C].
 
-    def __init__(self, channels: int, num_lags: int) -> None:
-        past = (PAST_FRAMES + 1) * channels
-        self.count = 0
-        self.xx = torch.zeros(past, past, dtype=torch.float64)
-        self.xy = torch.zeros(past, num_lags * channels, dtype=torch.float64)
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """x [n, 9C], y [n, lags, C]."""
-        self.count += len(x)
-        self.xx += x.T @ x
-        self.xy += x.T @ y.flatten(1)
-
-
-def _statistics(pairs: Pairs, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel over both segments of the chosen pairs, [C, 1] each."""
-    count, total, squares = 0, 0.0, 0.0
-    for index in chosen:
-        both = torch.cat(list(pairs[index]), dim=1).double()
-        count += both.shape[1]
-        total, squares = total + both.sum(dim=1, keepdim=True), squares + both.square().sum(dim=1, keepdim=True)
-    mean = total / count
-    return mean.float(), (squares / count - mean**2).clamp_min(1e-12).sqrt().float()
-
-
-def _samples(
-    pair: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, std: torch.Tensor, lags: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The past [n, 9C] of frames of a pair's input, and the frames that follow at each lag [n, lags, C]."""
-    frames = pair[0].shape[1]
-    z = ((torch.cat(list(pair), dim=1) - mean) / std).T  # [2T, C]
+    The past is the last 8 frames, the latest first, and the mean of all frames so far.
+    """
+    z = both.T.contiguous()  # [2T, C]
+    frames = len(z) // 2
     t = torch.arange(PAST_FRAMES - 1, frames, STRIDE)
     so_far = z[:frames].double().cumsum(dim=0)[t] / (t[:, None] + 1)
     past = [*(z[t - k] for k in range(PAST_FRAMES)), so_far.float()]
-    return torch.cat(past, dim=1), torch.stack([z[t + lag] for lag in lags], dim=1)
+    return torch.cat(past, dim=1), torch.cat([z[t + lag] for lag in lags], dim=1)
 
 
-def _solve(fit: _Sums, held_out: _Sums, num_lags: int) -> torch.Tensor:
-    """Ridge weights [9C, lags * C]: fitted to all, each lag's penalty chosen by `fit` on `held_out`."""
+def _energy(y: torch.Tensor, lags: list[int]) -> np.ndarray:
+    """Sum of squares at each lag, [n, lags C] -> [lags]."""
+    return y.square().sum(dim=0, dtype=torch.float64).view(len(lags), -1).sum(dim=1).numpy()
+
+
+def _fit_maps(
+    train: Split, lags: list[int], progress: Progress, of: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ridge weights [9C, lags C] for standardized channels, and mean and standard deviation [C, 1] of the channels."""
+    chosen = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
+    held_out_tracks = set(sorted({train.tracks[i] for i in chosen})[::HELD_OUT])
+    channels, done = len(train.pairs[0][0]), 0
+    fit, held_out = _Sums(channels, len(lags)), _Sums(channels, len(lags))
+    for sums, is_held_out in ((fit, False), (held_out, True)):
+        indices = [i for i in chosen if (train.tracks[i] in held_out_tracks) == is_held_out]
+        for start in range(0, len(indices), BATCH):
+            sums.add([torch.cat(train.pairs[i], dim=1) for i in indices[start : start + BATCH]], lags)
+            done = min(done + BATCH, len(chosen))
+            progress(done, len(chosen), f"pairs fitted for the horizon {of}".rstrip())
+
+    frames = fit.frames + held_out.frames
+    mean = (fit.z + held_out.z) / frames
+    std = ((fit.zz + held_out.zz) / frames - mean**2).clamp_min(1e-12).sqrt()
+    fit.standardize(mean, std)
+    held_out.standardize(mean, std)
     errors = []
-    ridge = _Ridge(fit.xx, fit.xy, fit.count)
     for penalty in PENALTIES:
-        w = ridge.weights(torch.full((fit.xy.shape[1],), penalty))
-        # |y − xw|² without |y|², which all penalties share
+        w = fit.ridge(penalty)
+        # |y − xw|² without |y|², which does not depend on the penalty
         error = (w * (held_out.xx @ w)).sum(dim=0) - 2 * (w * held_out.xy).sum(dim=0)
-        errors.append(error.view(num_lags, -1).sum(dim=1))
-    best = torch.tensor(PENALTIES)[torch.stack(errors).argmin(dim=0)]  # [lags]
-    everything = _Ridge(fit.xx + held_out.xx, fit.xy + held_out.xy, fit.count + held_out.count)
-    return everything.weights(best.repeat_interleave(fit.xy.shape[1] // num_lags)).float()
+        errors.append(error.view(len(lags), channels).sum(dim=1))
+    best = torch.stack(errors).argmin(dim=0).repeat_interleave(channels)  # of each column of y
+    fit.count, fit.xx, fit.xy = fit.count + held_out.count, fit.xx + held_out.xx, fit.xy + held_out.xy
+    maps = torch.empty_like(fit.xy)
+    for k in best.unique().tolist():
+        maps[:, best == k] = fit.ridge(PENALTIES[k], best == k)
+    return maps.float(), mean.float()[:, None], std.float()[:, None]
 
 
-class _Ridge:
-    """(XᵀX + λn)⁻¹ XᵀY for any penalty λ (Hoerl and Kennard 1970), by one eigendecomposition."""
+class _Sums:
+    """Sums over samples of the past x, the future y and their products, and over all frames z; in float64.
 
-    def __init__(self, xx: torch.Tensor, xy: torch.Tensor, count: int):
-        self.values, self.vectors = torch.linalg.eigh(xx)
-        self.rotated, self.count = self.vectors.T @ xy, count
+    They are standardized only afterwards, so that each pair is read only once.
+    """
 
-    def weights(self, penalties: torch.Tensor) -> torch.Tensor:
-        """[9C, columns of y], each column with its own penalty."""
-        return self.vectors @ (self.rotated / (self.values.clamp_min(0)[:, None] + penalties * self.count))
+    def __init__(self, channels: int, num_lags: int) -> None:
+        past, future = (PAST_FRAMES + 1) * channels, num_lags * channels
+        self.count = self.frames = 0
+        self.x, self.y, self.xx, self.xy, self.z, self.zz = (
+            torch.zeros(shape, dtype=torch.float64)
+            for shape in (past, future, (past, past), (past, future), channels, channels)
+        )
+
+    def add(self, pairs: list[torch.Tensor], lags: list[int]) -> None:
+        """Add pairs [C, 2T] of embeddings."""
+        x, y = map(torch.cat, zip(*(past_and_future(both, lags) for both in pairs), strict=True))
+        self.count += len(x)
+        self.x += x.sum(dim=0, dtype=torch.float64)
+        self.y += y.sum(dim=0, dtype=torch.float64)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        for both in pairs:
+            self.frames += both.shape[1]
+            self.z += both.sum(dim=1, dtype=torch.float64)
+            self.zz += both.square().sum(dim=1, dtype=torch.float64)
+
+    def standardize(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Turn `xx` and `xy` into products of standardized channels. mean, std: [C]."""
+        repeats = len(self.x) // len(mean), len(self.y) // len(mean)
+        (mx, my), (sx, sy) = ([value.repeat(count) for count in repeats] for value in (mean, std))
+        for product, total, m, s in ((self.xx, self.x, mx, sx), (self.xy, self.y, my, sy)):
+            # Σ (x − mx)(y − my)' = Σ xy' − Σx my' − mx Σy' + n mx my'
+            product.addr_(self.x, m, alpha=-1).addr_(mx, total - self.count * m, alpha=-1)
+            product.div_(sx[:, None]).div_(s)
+
+    def ridge(self, penalty: float, columns: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """(XᵀX + λn)⁻¹ XᵀY (Hoerl and Kennard 1970) for some columns of Y, [9C, columns]."""
+        shifted = self.xx.clone()
+        shifted.diagonal().add_(penalty * self.count)
+        return torch.cholesky_solve(self.xy[:, columns], torch.linalg.cholesky(shifted))
 
 
 # ------------------------------------------------------------------ in words and as a picture

@@ -1,6 +1,6 @@
-"""The page of evaluate_continuation.py: report.html from results.json's content, by the template beside this file.
+"""Write report.html from the content of results.json. Used by evaluate_continuation.py.
 
-One file beside its pictures and sounds: its style is in it, nothing comes from a network, and every text is escaped.
+The page loads only the pictures and sounds beside it. All text from results.json is escaped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ COLUMNS = (
      "1 − error ÷ error of the training mean, for each track, then the mean over tracks with its 95% interval. 1 is "
      "the truth, 0 is no better than the training mean. Misleads where a few tracks differ from all others."),
     ("skill_difference", "Model's lead", "↑",
-     "The model's skill minus this row's, on the same tracks, with its 95% interval. The verdict rests on it."),
+     "The model's skill minus this row's, on the same tracks, with its 95% interval. The verdict depends on it."),
     ("skill", "Skill, pooled", "↑",
-     "The same over all pairs together, which is what training minimizes. Loud and long tracks count most, so it can "
-     "rest on very few."),
+     "The same over all pairs together, which is what training optimizes. Loud and long tracks count most, so very few "
+     "tracks can determine it."),
     ("mse", "MSE", "↓", "Mean squared error of the embeddings, with its 95% interval. Its size depends on the codec."),
     ("deviation_ratio", "Deviation ratio", "",
      "How much the prediction varies over time, divided by how much the truth does. The best average of two possible "
-     "continuations is below 1. Noise around the mean can be at 1, so this is no verdict."),
+     "continuations is below 1. Noise around the mean can be at 1, so this number alone shows nothing."),
     ("calibration_slope", "Slope", "→ 1",
      "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², where μ is the training mean. Below 1 the model is overconfident: predictions vary "
      "too much. Above 1 it is underconfident."),
@@ -33,7 +33,7 @@ COLUMNS = (
      "Mean difference of log10 mel spectrograms to the true continuation. 0.3 is a factor of 2 in power."),
     ("chroma_cosine", "Chroma", "↑",
      "Cosine between the 12 pitch classes and those of the true continuation: are the notes the same? Unrelated music "
-     "is far above 0; the row of another track shows how far."),
+     "is far above 0. The row of another track shows how far."),
 )  # fmt: skip
 CLIPS = {
     "context": "Context: what came before",
@@ -63,7 +63,7 @@ def write_report(path: Path, results: dict) -> None:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for the page, with a real minus sign; a dash for None."""
+    """A number for the page with a real minus sign, or a dash for None."""
     return "–" if value is None else minus(f"{value:.{digits}g}")
 
 
@@ -78,28 +78,28 @@ def minus(text: str) -> str:
 
 
 def cell(row: dict, key: str) -> tuple[str, str]:
-    """A cell of the table: its number, and what stands small beneath it."""
+    """A cell of the table: its number, and the interval below it."""
     value, interval = row.get(key), row.get(f"{key}_interval")
     if key == "track_skill":
         interval = row.get("skill_interval")
     elif key == "skill":
-        interval = None  # the interval is that of the mean over tracks
+        interval = None  # skill_interval belongs to the mean over tracks
 
     def shown(x: float) -> str:
         return signed(x) if "skill" in key else minus(f"{x:.3f}") if key in THREE_DECIMALS else number(x)
 
     if value is None:
         return "–", ""
-    if interval and None not in interval and interval[0] != interval[1]:  # equal: 0 or 1 by definition
+    if interval and None not in interval and interval[0] != interval[1]:  # equal if 0 or 1 by definition
         return shown(value), f"{shown(interval[0])} … {shown(interval[1])}"
     return shown(value), ""
 
 
 def notes(results: dict) -> list[str]:
-    """The footnotes of the table, each once."""
+    """The footnotes of the table without duplicates."""
     return list(dict.fromkeys(row["note"] for row in results["rows"].values() if row.get("note")))
 
 
 def ticks(sample_rate: int) -> dict[str, float]:
-    """Labels of a spectrogram's axis, and their height in percent."""
+    """Labels of a spectrogram's axis, and their heights in percent."""
     return {label: 100 * mel_height(hz, sample_rate) for label, hz in TICKS_HZ.items() if hz < sample_rate / 2}

@@ -1,21 +1,62 @@
-"""From the measured errors to results.json: the table's rows, the seconds, the tracks, the evidence for the verdict."""
+"""From measured errors to the content of results.json. Used by evaluate_continuation.py."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 
-from evaluation.comparison import CONTINUATIONS
-from evaluation.measures import Errors, TrackErrors, by_track, elements_per_second, ratio_over_tracks
+from common.files import atomic_write
+from evaluation.comparison import CONTINUATIONS, Comparison
+from evaluation.diagnosis import diagnose, limit
+from evaluation.measures import (
+    Errors,
+    Estimate,
+    TrackErrors,
+    by_track,
+    effective_tracks,
+    elements_per_second,
+    ratio_over_tracks,
+)
 from evaluation.sound import SoundRow, sound_columns
-from evaluation.verdict import BASELINES, COMPARED, Evidence, Interval
+from evaluation.verdict import BASELINES, COMPARED, Evidence, Interval, verdict
+
+
+def measured_results(
+    comparison: Comparison,
+    errors: dict[str, Errors],
+    sound: dict[str, SoundRow],
+    shared_tracks: int,
+    horizon: dict,
+    checkpoint: dict,
+    epochs: list[dict],
+) -> dict[str, object]:
+    """The part of results.json that follows from the measurements. epochs: of the training's log."""
+    tracks, codec, frames = comparison.tracks, comparison.codec, comparison.dataset.num_frames
+    by_tracks, elements = TrackErrors(errors, tracks), codec.embedding_dim * frames
+    evidence, diagnosis = gather_evidence(by_tracks, shared_tracks), diagnose(by_tracks)
+    reason = limit(evidence, diagnosis, by_tracks, *training_signs(checkpoint, epochs), horizon)
+    return {
+        "verdict": verdict(evidence) | {"limit": reason},
+        "rows": table_rows(errors, by_tracks, sound, tracks, elements),
+        "per_second": seconds(errors, by_tracks, frames, codec.embedding_dim, codec.frame_rate),
+        "diagnosis": diagnosis,
+        "horizon": horizon,
+        "reference": {
+            "effective_tracks": effective_tracks(by_tracks.scale),
+            "ridge_penalty": comparison.fitted.penalty,
+            "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
+        },
+        "tracks": track_table(by_tracks, tracks, elements),
+    }
 
 
 def table_rows(
     errors: dict[str, Errors], by_tracks: TrackErrors, sound: dict[str, SoundRow], tracks: list[str], elements: int
 ) -> dict[str, dict]:
-    """The `rows` of results.json. elements: of one embedding."""
+    """The `rows` of results.json. elements: in one embedding."""
     true_deviation = errors["ceiling"]["deviation"].sum()
     counts = np.array([elements * len(group) for group in by_track(tracks).values()], np.float64)
     rows = {}
@@ -38,21 +79,18 @@ def table_rows(
         if name != "model":
             lead = by_tracks.lead("model", name)
             rows[name] |= {"skill_difference": lead.value, "skill_difference_interval": (lead.low, lead.high)}
-        rows[name] |= sound_columns(sound[name]) if name in sound else {}
+        if name in sound:
+            rows[name] |= sound_columns(sound[name])
     return rows
 
 
 def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: float) -> dict:
     """The `per_second` of results.json."""
     elements, found = elements_per_second(frames, channels, frame_rate), {}
-    for name in CONTINUATIONS:
-        if name in errors:
-            parts, skill = errors[name]["seconds"], by_tracks.skill(name, "seconds")
-            found[name] = {
-                "mse": parts.sum(axis=0) / (elements * len(parts)),
-                "skill": skill.value,
-                "skill_interval": (skill.low, skill.high),
-            }
+    for name in filter(errors.__contains__, CONTINUATIONS):
+        parts, skill = errors[name]["seconds"], by_tracks.skill(name, "seconds")
+        mse = parts.sum(axis=0) / (elements * len(parts))
+        found[name] = {"mse": mse, "skill": skill.value, "skill_interval": (skill.low, skill.high)}
     return found
 
 
@@ -71,23 +109,27 @@ def track_table(by_tracks: TrackErrors, tracks: list[str], elements: int) -> lis
 
 
 def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
-    """What the verdict is decided on."""
+    """What the verdict depends on."""
+
+    def interval(estimate: Estimate) -> Interval:
+        return Interval(*map(float, estimate))
+
     totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *BASELINES)}
     return Evidence(
         tracks=len(by_tracks.scale),
         shared_tracks=shared_tracks,
-        skill=_interval(by_tracks.skill("model")),
-        leads={name: _interval(by_tracks.lead("model", name)) for name in COMPARED},
+        skill=interval(by_tracks.skill("model")),
+        leads={name: interval(by_tracks.lead("model", name)) for name in COMPARED},
         lower_error={name: bool(totals["model"] < total) for name, total in totals.items()},
         skills={name: float(by_tracks.skill(name).value) for name in COMPARED},
-        input_cost=_interval(by_tracks.lead("model", "input_swapped")) if "input_swapped" in by_tracks.sums else None,
+        input_cost=interval(by_tracks.lead("model", "input_swapped")) if "input_swapped" in by_tracks.sums else None,
     )
 
 
 def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, bool]:
-    """The pooled skill on the training pairs in the evaluated epoch, and whether the training still improved there.
+    """The pooled skill on the training pairs in the evaluated epoch, and whether that epoch is the last and the best.
 
-    None and False if that epoch is not logged.
+    None and False if the log does not have that epoch.
     """
     line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
     if line is None:
@@ -97,12 +139,12 @@ def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, 
 
 
 def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
-    """What the reader of these results must know and the numbers do not say."""
+    """Warnings about the split and the loss. copies: validation targets that are training targets, too."""
     found = []
     if shared := results["dataset"]["shared_tracks"]:
         found.append(
-            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: this says "
-            "how the model does on tracks it knows."
+            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: these "
+            "results are about tracks that the model knows."
         )
     if copies:
         found.append(
@@ -115,14 +157,23 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
     expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
     if abs(here / max(expected, 1e-30) - 1) > 1e-3:
         found.append(
-            f"This is not the validation split of the training (the training mean's MSE is {here:.4g} here and was "
-            f"{expected:.4g} there): make sure that the model was not trained on these tracks."
+            f"This is not the validation split of the training: the training mean's MSE is {here:.4g} here and was "
+            f"{expected:.4g} there. Make sure that the model was not trained on these tracks."
         )
     return found
 
 
+def write_json(path: Path, content: dict) -> dict:
+    """Write `content` as JSON, and return it as it can be read again."""
+    content = to_json_types(content)
+    with atomic_write(path) as temporary:
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
+    return content
+
+
 def to_json_types(value: object) -> object:
-    """`value` for JSON: arrays and tuples as lists, numbers that are not finite as null."""
+    """Arrays and tuples become lists, and numbers that are not finite become None."""
     if isinstance(value, dict):
         return {key: to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,7 +183,3 @@ def to_json_types(value: object) -> object:
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def _interval(estimate: tuple) -> Interval:
-    return Interval(*map(float, estimate))

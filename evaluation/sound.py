@@ -1,12 +1,12 @@
-"""The measures on sound, log-mel distance and chroma, between a decoded continuation and the true one.
+"""Measures on sound: log-mel distance and chroma cosine between a decoded continuation and the true one.
 
-To be compared, a continuation [C, T] is decoded on its own, and its first seconds count.
+Each continuation [C, T] is decoded on its own, and only its first seconds are compared. Used by comparison.py.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ import torchaudio
 
 from audio.codec import Codec
 
-SOUND_S = 6  # of each continuation: much quicker than 16 s, and enough to tell the rows apart
+SOUND_S = 6  # of each continuation: much faster than 16 s, and enough to distinguish the rows
 KEPT_CLIPS = 256  # of 0.2 MB each
-CHROMA_POINTS = 8192  # at 4096, octaves below C3 have notes without a bin
+CHROMA_POINTS = 8192  # with 4096, some notes below C3 have no bin
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DecodedClip:
 
 
 class SoundMetrics:
-    """Decodes continuations, and remembers the clips that have a key."""
+    """Decodes continuations. Clips with a key are decoded only once."""
 
     def __init__(self, codec: Codec):
         self.codec, self.features = codec, SoundFeatures(codec.sample_rate, codec.device)
@@ -36,7 +36,7 @@ class SoundMetrics:
 
     @torch.no_grad()
     def decode(self, embedding: torch.Tensor, key: str = "") -> DecodedClip:
-        """The first seconds of `embedding` [C, T], decoded. The same `key` is decoded only once."""
+        """The first seconds of `embedding` [C, T], decoded."""
         if key in self._kept:
             return self._kept[key]
         frames = round(SOUND_S * self.codec.frame_rate)
@@ -53,25 +53,21 @@ class SoundMetrics:
         return DecodedClip(self.features.log_mel(waveform)[0].cpu(), self.features.chroma(waveform)[0].cpu())
 
 
-@dataclass
-class SoundRow:
-    """The sound of one row of the table, pair by pair."""
-
-    mel_distances: list[float] = field(default_factory=list)
-    chroma_cosines: list[float] = field(default_factory=list)
-
-    def add(self, clip: DecodedClip, truth: DecodedClip) -> None:
-        """Add one pair: the row's clip, and the true continuation as the dataset has it."""
-        self.mel_distances.append(log_mel_distance(clip.log_mel, truth.log_mel))
-        self.chroma_cosines.append(chroma_cosine(clip.chroma, truth.chroma))
+SoundRow = list[tuple[float, float]]  # log-mel distance and chroma cosine of each pair
 
 
-def sound_columns(row: SoundRow) -> dict[str, object]:
-    """What results.json says of a row's sound."""
-    cosines = [cosine for cosine in row.chroma_cosines if not math.isnan(cosine)]
+def compare_sound(clip: DecodedClip, truth: DecodedClip) -> tuple[float, float]:
+    """Log-mel distance and chroma cosine."""
+    return log_mel_distance(clip.log_mel, truth.log_mel), chroma_cosine(clip.chroma, truth.chroma)
+
+
+def sound_columns(row: SoundRow) -> dict[str, float | None]:
+    """The columns of a row in results.json."""
+    distances, cosines = np.array(row).T
+    sounding = cosines[~np.isnan(cosines)]
     return {
-        "log_mel_distance": float(np.mean(row.mel_distances)),
-        "chroma_cosine": float(np.mean(cosines)) if cosines else None,
+        "log_mel_distance": float(distances.mean()),
+        "chroma_cosine": float(sounding.mean()) if len(sounding) else None,
     }
 
 
@@ -79,7 +75,7 @@ def sound_columns(row: SoundRow) -> dict[str, object]:
 
 
 class SoundFeatures:
-    """What the distances between two sounds are taken on: log-mel spectrogram and chroma."""
+    """Log-mel spectrograms and chroma."""
 
     def __init__(self, sample_rate: int, device: torch.device):
         self._mel = torchaudio.transforms.MelSpectrogram(
@@ -92,7 +88,7 @@ class SoundFeatures:
     def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         """log10(1e-5 + mel power), [B, samples] -> [B, 64, samples // 256].
 
-        n_fft = window 1024, hop 256, 64 mels from 64 Hz, the ends reflected: audiocraft's MelSpectrogramL1Loss.
+        Window 1024, hop 256, 64 mels from 64 Hz, reflected ends: as in audiocraft's MelSpectrogramL1Loss.
         """
         padded = torch.nn.functional.pad(waveforms.to(self._device).unsqueeze(1), (384, 384), "reflect")
         return torch.log10(1e-5 + self._mel(padded.squeeze(1)))
@@ -110,7 +106,7 @@ class SoundFeatures:
 
 
 def pitch_classes(sample_rate: int) -> torch.Tensor:
-    """[12, 4097]: 1 where a bin's frequency is nearest to a semitone of the class, between C2 and C8."""
+    """[12, 4097]: 1 if a bin between C2 and C8 is nearest to a semitone of the pitch class, else 0."""
     frequencies = torch.arange(CHROMA_POINTS // 2 + 1, dtype=torch.float64) * sample_rate / CHROMA_POINTS
     notes = torch.round(69 + 12 * torch.log2(frequencies.clamp_min(1e-3) / 440)).long()  # MIDI: A4 is 69
     matrix = torch.nn.functional.one_hot(notes % 12, 12).T.float()
@@ -118,15 +114,15 @@ def pitch_classes(sample_rate: int) -> torch.Tensor:
 
 
 def log_mel_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """mean |difference| of two log-mel spectrograms [64, frames]; 0.3 is a factor of 2 in power."""
+    """Mean |difference| of two log-mel spectrograms [64, frames]. 0.3 is a factor of 2 in power."""
     return float((first.double() - second.double()).abs().mean())
 
 
 def chroma_cosine(chroma: torch.Tensor, true: torch.Tensor) -> float:
-    """Cosine between two chroma vectors, mean over the frames in which the true one sounds; [12, frames] each.
+    """Cosine between two chroma vectors, averaged over the frames in which the truth is not silent; [12, frames] each.
 
-    1 for the same notes in the same proportion; chroma has no negative entries, so unrelated music is far above 0
-    (the row of another track says where). nan if the truth is silent throughout.
+    1 means the same notes in the same proportions. Chroma is never negative, so unrelated music is far above 0. The
+    row of another track shows how far. nan if the truth is silent throughout.
     """
     sounding = true.double().sum(dim=0) > 1e-6
     cosines = torch.nn.functional.cosine_similarity(chroma.double(), true.double(), dim=0, eps=1e-12)[sounding]

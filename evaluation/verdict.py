@@ -1,4 +1,7 @@
-"""The verdict: one word by a stated rule, and the sentence with the numbers behind it."""
+"""The verdict: a word chosen by a fixed rule, and a sentence with the numbers behind it.
+
+Used by results.py. RULE is what the report shows, and `decide` is the same rule as code.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from typing import NamedTuple
 
 from dataset.selection import TRACKS_FOR_A_VERDICT
 
-# A lead of less than a hundredth of the training mean's error is no lead, however certain it is: a mean estimated from
-# other tracks is that far off, and the untrained model is ahead of its own formula by a last bit.
+# A lead below a hundredth of the training mean's error is ignored, however certain it is. A mean estimated from other
+# tracks is off by that much, and the untrained model leads its own formula by rounding errors.
 LEAST_LEAD = 0.01
 
-# What the model must beat besides the training mean, as the sentence names it.
+# What the model must beat besides the training mean, with the names used in the sentence.
 BASELINES = {
     "repeat_input": "repeating the input",
     "input_mean": "holding the input's average",
@@ -21,7 +24,7 @@ BASELINES = {
     "loop": "looping the input at its own period",
     "position_mean": "the training mean by position",
 }
-# No baseline to the concept, as it is continuous embeddings and MSE too, but to the transformer.
+# A baseline for the transformer only. It uses continuous embeddings and MSE, so it does not test the concept.
 LINEAR, LINEAR_NAME = "clip_ridge", "a linear map of the whole clip"
 COMPARED = (*BASELINES, LINEAR)
 COPIES = ("repeat_input", "input_mean", "channel_regression", "last_moment")
@@ -37,50 +40,50 @@ OPENINGS = {
 
 RULE = (
     "A track's skill is 1 − its error ÷ its error under the training mean. (That is taken as at least a tenth of the "
-    "usual error, or the quietest track would decide.) A lead over a baseline is the mean over tracks of the model's "
-    "skill minus the baseline's. A lead counts if its whole 95% interval is above 0.01 and the model's error over all "
-    "pairs together is lower too, so that loud or long tracks alone earn no praise. "
+    "usual error. Otherwise the quietest track would decide.) A lead over a baseline is the mean over tracks of the "
+    "model's skill minus the baseline's. A lead counts if its whole 95% interval is above 0.01 and the model's error "
+    "over all pairs together is also lower. So loud or long tracks alone are not enough. "
     "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
     "input costs it skill, with the whole interval above 0.01. "
-    "No better than a copy: it leads the training mean and uses its input, but does not lead all ways of repeating, "
-    "averaging, regressing and holding it. "
+    "No better than a copy: it leads the training mean and uses its input, but it does not lead every way of "
+    "repeating, averaging, regressing and holding it. "
     "Better than the average only: it leads the training mean. Worse: the whole interval of its skill is below −0.01. "
     "Otherwise it is not distinguishable. Undecided: there are fewer than "
-    f"{TRACKS_FOR_A_VERDICT} validation tracks, or the training had one of them too. "
-    "The word is about the concept: continuous embeddings, pairs and MSE. Whether it takes a transformer is answered "
-    "separately, by a linear map of the whole clip that is fitted to the same pairs. Tracks are taken as independent, "
-    "and ten of them do not show what goes wrong in one of twenty."
+    f"{TRACKS_FOR_A_VERDICT} validation tracks, or one of them was also used for training. "
+    "The word is about the concept: continuous embeddings, pairs and MSE. Whether a transformer is needed is a "
+    "separate question, answered by a linear map of the whole clip that is fitted to the same pairs. The rule assumes "
+    "that tracks are independent. Ten tracks do not show what goes wrong in one track of twenty."
 )
 
 
 class Interval(NamedTuple):
-    """A number with the ends of its 95% interval."""
+    """A number and the ends of its 95% interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        if self.low != self.low:  # nan: of a single track
+        if self.low != self.low:  # nan, because there is only one track
             return f"{self.value:+.2f}"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rule looks at; skills and leads are means over `tracks` tracks."""
+    """What the rule depends on. Skills and leads are means over `tracks` tracks."""
 
     tracks: int
-    shared_tracks: int  # that training had too
+    shared_tracks: int  # also used for training
     skill: Interval
     leads: dict[str, Interval]  # over each of COMPARED
-    lower_error: dict[str, bool]  # over all pairs together, than each of BASELINES and "training_mean"
+    lower_error: dict[str, bool]  # than each of BASELINES and "training_mean", over all pairs together
     skills: dict[str, float]  # of each of COMPARED
-    input_cost: Interval | None  # the skill lost with another track's input; None if there is no other track
+    input_cost: Interval | None  # the skill lost with another track's input, if there is another track
 
     def beats(self, baseline: str) -> bool:
-        """A lead that counts."""
+        """Whether the lead counts."""
         lead = self.skill if baseline == "training_mean" else self.leads[baseline]
         return lead.low > LEAST_LEAD and self.lower_error[baseline]
 
@@ -90,13 +93,13 @@ class Evidence:
 
     @property
     def closest(self) -> str:
-        """The baseline that comes out best against the model: of those it does not beat, if there are any."""
+        """The baseline with the smallest lead over it, among those that the model does not beat if there are any."""
         unbeaten = [name for name in BASELINES if not self.beats(name)]
         return min(unbeaten or BASELINES, key=lambda name: self.leads[name].value)
 
 
 def decide(evidence: Evidence) -> str:
-    """The word, one of OPENINGS, by RULE."""
+    """The outcome by RULE, one of OPENINGS."""
     if evidence.tracks < TRACKS_FOR_A_VERDICT or evidence.shared_tracks:
         return "undecided"
     if evidence.beats("training_mean"):
@@ -109,7 +112,7 @@ def decide(evidence: Evidence) -> str:
 
 
 def verdict(evidence: Evidence) -> dict[str, str | bool]:
-    """`outcome`, `uses_input`, the `sentence` that gives the reasons, one on the `transformer`, and the `rule`."""
+    """The `verdict` of results.json, without its limit."""
     outcome = decide(evidence)
     return {
         "outcome": outcome,
@@ -130,39 +133,32 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
         why = f"{tracks} for validation, {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
             why = f"{evidence.shared_tracks} of {tracks} were in the training too"
-        return f"{why}; here its skill is {evidence.skill.value:+.2f}, that of {name} {evidence.skills[baseline]:+.2f}"
+        return f"{why}. Its skill is {evidence.skill.value:+.2f}, and {name} has {evidence.skills[baseline]:+.2f}"
     value, low, high = evidence.skill
-    skill = (
-        f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks}), where 0 is predicting the "
-        "average and 1 the truth"
-    )
-    if outcome == "works":
-        return (
-            f"{skill}; it leads every baseline, by {lead} the closest, {name}; and it uses its input: another track's "
-            f"costs it {evidence.input_cost}"
-        )
-    if all(map(evidence.beats, BASELINES)):
-        against = "ahead of every baseline"
-    elif lead.high < -LEAST_LEAD:
-        against = f"behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
-    elif lead.low > LEAST_LEAD:
-        against = f"ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
-    elif lead.low > 0:
-        against = f"ahead of {name} by too little to count (lead {lead})"
-    else:
-        against = f"not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+    skill = f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
+    scale = "Predicting the average has skill 0, the truth 1"
     if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
-        against = "but its error over all pairs together is above the training mean's"
-    if evidence.uses_input:
-        return f"{skill}; {against}"
-    cost = "there is no other track to try"
+        against = "But its error over all pairs together is above the training mean's"
+    elif all(map(evidence.beats, BASELINES)):
+        against = f"It leads every baseline, and the closest, {name}, by {lead}"
+    elif lead.high < -LEAST_LEAD:
+        against = f"It is behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+    elif lead.low > LEAST_LEAD:
+        against = f"It is ahead of {name} on the average track (lead {lead})"
+        against += ", but not in the error over all pairs together"
+    elif lead.low > 0:
+        against = f"It is ahead of {name} by too little to count (lead {lead})"
+    else:
+        against = f"It is not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+    cost = "there is no other track to test with"
     if evidence.input_cost is not None:
-        cost = f"another track's costs it {evidence.input_cost}"
-    return f"{skill}; {against}; not shown to use its input: {cost}"
+        cost = f"another track's input costs it {evidence.input_cost}"
+    uses = "It uses its input" if evidence.uses_input else "It is not shown to use its input"
+    return f"{skill}. {scale}. {against}. {uses}: {cost}"
 
 
 def _needs_a_transformer(evidence: Evidence) -> str:
-    """How the linear map does that was fitted to the same pairs."""
+    """A sentence on the linear map that was fitted to the same pairs."""
     lead, skill = evidence.leads[LINEAR], evidence.skills[LINEAR]
     if lead.high < -LEAST_LEAD:
         word = "No"
@@ -170,5 +166,5 @@ def _needs_a_transformer(evidence: Evidence) -> str:
         word = "Yes"
     else:
         word = "Not shown"
-    reaches = f"{LINEAR_NAME}, from the same pairs, reaches {skill:+.2f}"
-    return f"Does it take a transformer? {word}: {reaches} (lead over it {lead})."
+    reaches = f"{LINEAR_NAME}, fitted to the same pairs, reaches {skill:+.2f}"
+    return f"Is a transformer needed? {word}: {reaches} (the model's lead is {lead})."

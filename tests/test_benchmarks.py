@@ -1,12 +1,16 @@
-"""benchmarks/gpu.sh, tried in full on a CPU: no mistake in it waits for a card."""
+"""The benchmarks in small: gpu.sh in full on a CPU, and the rows of run_benchmarks.py."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from benchmarks import run_benchmarks, scale
+from benchmarks.literal_baseline import LiteralTraining
 
 SCRIPT = ["bash", ROOT / "benchmarks" / "gpu.sh"]
 PARTS = ["run", "machine", "step", "encoding", "training", "start", "precision", "literal", "tests"]
@@ -46,3 +50,19 @@ def test_every_part_measures_its_rows_and_the_table_has_them_all(tmp_path):
     assert 0.9 * whole["total_s"] < sum(whole[share] for share in shares) <= 1.001 * whole["total_s"]
     assert "NOT COMPLETE" not in done.stdout and "not measured" not in table.rpartition("| goal |")[2]
     assert "passed" in lines[-1]["row"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_speed_is_measured_in_small(tmp_path, monkeypatch, codec):
+    for name in ("FILES", "MINUTES", "LITERAL_EPOCHS"):
+        monkeypatch.setattr(run_benchmarks, name, 1)
+    digests = scale.make_segments(tmp_path / "segments", 9, seconds=1)
+    scale.make_dataset(tmp_path / "pairs", tmp_path / "segments", digests, 8, seconds=1)
+    literal = LiteralTraining(tmp_path / "pairs", codec.model.state_dict())
+    (tmp_path / "start").mkdir()
+    (start,) = run_benchmarks.measure_second_start(tmp_path / "start", pairs=20)
+    assert start.note.endswith(" 0 WAVs read")
+    rows = [start, *run_benchmarks.training_epochs(literal, tmp_path / "pairs", tmp_path)]
+    rows += [run_benchmarks.two_processes(tmp_path / "pairs", tmp_path), *run_benchmarks.measure_creation(tmp_path)]
+    assert len(rows) == 10 and all(str(row).count("|") == 6 for row in rows)

@@ -19,7 +19,7 @@ from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from audio.weights import find_weights
 from common.errors import UserError
 
-TRAIN = "demo/train_codec.py"
+TRAIN = "demo/codec/train_codec.py"
 TINY = ("--joint_steps", 3, "--decoder_steps", 3, "--batch_size", 2, "--num_tracks", 2)
 TINY += ("--val_tracks", 1, "--codebook_frames", 1100, "--report_every", 1, "--device", "cpu", "--seed", 7)
 
@@ -146,7 +146,7 @@ def test_a_damaged_renamed_or_foreign_file_is_one_line(tmp_path):
 def test_an_untrained_start_already_carries_sound(song):
     torch.manual_seed(0)
     model = build_model(8, 8)
-    importlib.import_module("demo.resampler_start").start_as_resampler(model)
+    importlib.import_module("demo.codec.resampler_start").start_as_resampler(model)
     codec = FrozenEncodec(model, "test", "demo")
     assert signal_to_noise_db(song, codec.decode(codec.encode(song))) > 8
 
@@ -156,7 +156,7 @@ def test_measuring_by_ear_changes_the_embeddings_and_not_the_sound(song):
     """And makes noise of one loudness equally audible wherever it is added."""
     torch.manual_seed(0)
     model = build_model(8, 8)
-    importlib.import_module("demo.resampler_start").start_as_resampler(model)
+    importlib.import_module("demo.codec.resampler_start").start_as_resampler(model)
     # Embeddings in which the same noise is up to a hundred times as loud in some channels.
     into = model.encoder.model[-1].conv.conv
     scale = torch.logspace(-0.5, 0.5, 128)
@@ -177,13 +177,13 @@ def test_measuring_by_ear_changes_the_embeddings_and_not_the_sound(song):
         return max(audible) / min(audible)
 
     uneven = spread()
-    importlib.import_module("demo.codebooks").measure_by_ear(model, song[0, :, :96000].repeat(8, 1), 0)
+    importlib.import_module("demo.codec.codebooks").measure_by_ear(model, song[0, :, :96000].repeat(8, 1), 0)
     torch.testing.assert_close(model.decoder(model.encoder(song)), before, atol=2e-3, rtol=0)
     assert uneven > 40 and spread() < uneven / 5
 
 
 def test_varied_music_is_varied_and_follows_from_the_seed():
-    track = importlib.import_module("demo.varied_music").track
+    track = importlib.import_module("demo.codec.varied_music").track
     tracks = np.stack([track(3, number, 2.0) for number in range(20)])
     assert tracks.dtype == np.float32 and np.isfinite(tracks).all() and np.abs(tracks).max() <= 1
     levels = 20 * np.log10(tracks.std(axis=1) + 1e-9)

@@ -129,7 +129,7 @@ def test_rows_differ_as_they_must(oracles):
 
 @pytest.mark.slow
 def test_every_clip_with_a_key_is_heard_once(dataset, monkeypatch):
-    """12 segments and the training mean once; of 9 pairs two predictions, a loop and a quantised truth each."""
+    """12 segments and the training mean once; of 9 pairs two predictions, a loop and a quantized truth each."""
     trips = []
     plain_decode = dataset.codec.decode
     monkeypatch.setattr(dataset.codec, "decode", lambda x: (trips.append(len(x)), plain_decode(x))[1])

@@ -33,7 +33,7 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
 @pytest.mark.parametrize(
     ("found", "outcome", "says"),
     [
-        (evidence(), "works", "it leads every baseline"),
+        (evidence(), "works", "It leads every baseline"),
         (evidence(tracks=9), "undecided", "9 tracks for validation, 10 are needed"),
         (evidence(tracks=1), "undecided", "1 track for validation"),
         (evidence(shared=2), "undecided", "2 of 10 tracks were in the training too"),
@@ -76,9 +76,7 @@ def test_the_rule_case_by_case(found, outcome, says):
     ],
 )
 def test_a_linear_map_is_a_rival_to_the_transformer_not_to_the_concept(found, word):
-    assert verdict(found)["transformer"].startswith(
-        f"Does it take a transformer? {word}: a linear map of the whole clip"
-    )
+    assert verdict(found)["transformer"].startswith(f"Is a transformer needed? {word}: a linear map of the whole clip")
     assert decide(found) == decide(evidence(skill=found.skill))
 
 
@@ -277,7 +275,7 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
         return limit(found, diagnose(by_tracks), by_tracks, None, False, NO_HORIZON)
 
     jukebox, chain = Jukebox(rng), Jukebox(rng, coin=False)
-    assert "averages, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
+    assert "averages what it cannot know, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
     # Half of what there is to find where a linear map finds all of it.
     behind = limit_of(lambda x: 0.3 * chain.best(x), chain.draw(20), chain.draw(12))
     assert "there is more to find: a linear map of the whole clip reaches +" in behind

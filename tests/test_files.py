@@ -1,6 +1,7 @@
 """Files appear whole or not at all, errors name them, and a folder is held by one process."""
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -47,19 +48,43 @@ def test_an_error_names_the_file_and_the_remedy(tmp_path):
     assert printable("a\nb\x1b[2J\udcff") == r"a\nb\x1b[2J\udcff".replace(r"\udcff", r"\xff")
 
 
-def test_what_a_killed_process_left_is_removed_with_the_next_lock(tmp_path):
-    code = "import os, sys; from common.files import lock_folder, atomic_write as w\n"
-    code += "with lock_folder(sys.argv[1], 'killed'), w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path, monkeypatch, has_locks):
+    code = "import os, sys; from common.files import atomic_write as w\n"
+    code += "with w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT)
-    (left,) = set(tmp_path.iterdir()) - {tmp_path / ".lock"}
+    (left,) = tmp_path.iterdir()
     own = [tmp_path / name for name in ("mine.part", ".mine.part", "a.abcdefgh.part")]
     for path in own:
         path.write_text("mine")
-    remove_partial_files(tmp_path, min_age_s=3600)
-    assert left.exists(), "it could be another process's"
-    with lock_folder(tmp_path, "a test"):
-        assert not left.exists()
-    assert set(tmp_path.iterdir()) == {*own, tmp_path / ".lock"}
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        remove_partial_files(tmp_path)
+        assert left.exists(), "it could be a living process's"
+        os.utime(left, (0, 0))
+    with atomic_write(tmp_path / "whole") as temporary:
+        remove_partial_files(tmp_path)
+        assert temporary.exists() and not left.exists()
+    assert set(tmp_path.iterdir()) == {*own, tmp_path / "whole"}
+
+
+def test_a_partial_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, removed = fcntl.flock, []
+
+    def too_late(handle: int, how: int) -> None:
+        if not removed:
+            removed.append(next(tmp_path.iterdir()))
+            removed[0].unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr("fcntl.flock", too_late)
+    with atomic_write(tmp_path / "whole") as temporary:
+        temporary.write_text("whole")
+    assert removed and [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOTSUP, "Operation not supported")
 
 
 def test_the_second_process_hears_who_holds_a_folder(tmp_path, monkeypatch):
@@ -69,9 +94,6 @@ def test_the_second_process_hears_who_holds_a_folder(tmp_path, monkeypatch):
         lock_folder(tmp_path, "another"),
     ):
         pass
-
-    def no_locks(*_):
-        raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     with lock_folder(tmp_path, "a training"), lock_folder(tmp_path, "another"):

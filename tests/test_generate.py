@@ -110,7 +110,7 @@ def test_its_own_files_are_replaced_and_others_are_not(tmp_path, generate):
     for name in ("song_joined.wav", "song_context.wav"):
         (own := tmp_path / "o" / name).unlink()
         shutil.copy(song, own)
-        assert f"{name}: was not written by this script" in generate(song, status=1).stderr
+        assert f"{name}: is not from this script" in generate(song, status=1).stderr
         assert own.read_bytes() == song.read_bytes()
         own.unlink()
 

@@ -1,4 +1,4 @@
-"""Fit the codebooks of `demo/train_codec.py`, and the space they quantize."""
+"""Fit the codebooks of `demo/codec/train_codec.py`, and the space they quantize."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from encodec.model import EncodecModel
 from torch.nn import functional as F
 
 from audio.codec_model import HOP_LENGTH
-from demo.resampler_start import convolution, set_weight, weight_of
+from demo.codec.resampler_start import convolution, set_weight, weight_of
 
 KBPS = 6.0  # eight codebooks of 1024 entries, 75 times per second
 ROUNDS = 8  # iterations of k-means

@@ -1,6 +1,6 @@
 """Train a small EnCodec on synthesized music only: the codec for `--encodec_weights demo`.
 
-    python demo/train_codec.py --device cpu    # 25 minutes on one core of a busy machine
+    python demo/codec/train_codec.py --device cpu    # 25 minutes on one core of a busy machine
 
 The model is EnCodec's encoder and decoder with a quarter of the filters. It learns to reproduce audio from embeddings
 [128], 75 per second. It starts as a resampler, so that audio passes through from the first step. Then the encoder is
@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from encodec.model import EncodecModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from audio.codec_model import HOP_LENGTH, build_model, half_precision
 from common.arguments import device_setting, file_path, number, parse_settings, seed_setting, setting
 from common.devices import pick_device
 from common.errors import UserError, run_script
 from common.files import atomic_write
-from demo.codebooks import are_fitted, fit_codebooks, measure_by_ear, quantize
-from demo.resampler_start import start_as_resampler
-from demo.varied_music import track
+from demo.codec.codebooks import are_fitted, fit_codebooks, measure_by_ear, quantize
+from demo.codec.resampler_start import start_as_resampler
+from demo.codec.varied_music import track
 
 NUM_FILTERS, NUM_CODEBOOKS = 8, 8
 TRACK_S = 10
@@ -45,7 +45,7 @@ STATE = "state.pt"
 
 @dataclass(frozen=True)
 class Settings:
-    output_dir: str = setting("demo/codec", "folder for the state and the weights", type=file_path)
+    output_dir: str = setting("demo/codec/output", "folder for the state and the weights", type=file_path)
     joint_steps: int = setting(1100, "training steps of encoder and decoder together", type=number(int, at_least=1))
     decoder_steps: int = setting(2400, "training steps of the decoder alone after that", type=number(int, at_least=1))
     batch_size: int = setting(8, "clips of half a second per step", type=number(int, at_least=2))

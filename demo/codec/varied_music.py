@@ -1,4 +1,4 @@
-"""Random music of many kinds: the training data of `demo/train_codec.py`.
+"""Random music of many kinds: the training data of `demo/codec/train_codec.py`.
 
 Each track has a random tempo, key, instruments, drums, room, tone and level, so that no two have much in common. It
 covers what a codec meets in recordings: plucked, bowed, blown and sung notes, bells, organs, slides, distortion, drums,
