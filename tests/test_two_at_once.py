@@ -1,4 +1,4 @@
-"""Two runs at once in one folder: both succeed, or the second says who holds it; what they leave is right."""
+"""Two runs at once in one folder: both succeed, or the second names the process that holds it."""
 
 import os
 import subprocess
@@ -7,14 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, UNTRAINED
+from datasets import contents
 from soak_kill import difference, outcome
-from test_create_dataset import contents
 
 from common.files import lock_folder
 
 pytestmark = pytest.mark.slow
-CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 
 
 def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]:
@@ -43,7 +42,7 @@ def test_two_dataset_creations_into_one_folder(tmp_path, small_music, small_data
 
 
 def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
-    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *CODEC)
+    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *UNTRAINED)
     command += ("--num_layers", 1, "--epochs", 1, "--checkpoint_dir")
     ended = together(*((*command, tmp_path / name) for name in "ab"))
     assert [(run.returncode, run.stderr) for run in ended] == [(0, ended[0].stderr)] * 2
@@ -58,7 +57,7 @@ def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
 
 def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     songs = [small_music / "track_0.wav", small_music / "track_1.wav"]
-    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *CODEC, "--output_dir")
+    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *UNTRAINED, "--output_dir")
     one, other, alone = together(
         (*command, tmp_path / "both", *songs),
         (*command, tmp_path / "both", *songs[::-1]),
@@ -68,9 +67,15 @@ def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     assert not difference(outcome(tmp_path / "alone"), outcome(tmp_path / "both"))
 
 
-def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, trained, fails):
-    command = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
-    with lock_folder(tmp_path, "an evaluation"):
-        says = f"{tmp_path}: in use by an evaluation, process {os.getpid()} on "
-        fails(*command, *CODEC, "--output_dir", tmp_path, says=says)
+@pytest.mark.parametrize("script, held_by", [("train", "a training"), ("evaluate", "an evaluation")])
+def test_a_second_run_in_one_folder_is_refused(tmp_path, small_dataset, trained, fails, script, held_by):
+    command = {
+        "train": ("train_simple_ddp.py", "--checkpoint_dir", tmp_path),
+        "evaluate": (
+            "evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--output_dir", tmp_path
+        ),
+    }[script]  # fmt: skip
+    with lock_folder(tmp_path, held_by):
+        says = f"{tmp_path}: in use by {held_by}, process {os.getpid()} on "
+        fails(*command, "--dataset_dir", small_dataset, *UNTRAINED, says=says)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
