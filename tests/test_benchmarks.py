@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, tried in full on a CPU: no mistake in it waits for a card."""
+"""benchmarks/gpu.sh runs in full on a CPU, so that mistakes show without a card."""
 
 import json
 import os

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import threading
 
 import numpy as np
 import pytest
@@ -99,27 +98,6 @@ def test_batches_are_equal_from_memory_disk_or_codec(small_dataset, codec, monke
         for position, index in enumerate(indices):
             assert torch.equal(inputs[position], dataset[index][0])
             assert torch.equal(targets[position], dataset[index][1])
-
-
-def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypatch):
-    """Here the codec waits for reads that would never start if it had to finish first."""
-    read, encode, reads = split_index.read_pcm16, codec.encode, threading.Semaphore(0)
-    monkeypatch.setattr(split_index, "read_pcm16", lambda path: reads.release() or read(path))
-
-    def wait_and_encode(waveforms: torch.Tensor) -> torch.Tensor:
-        for _ in range(8 if len(waveforms) == 1 else 0):  # four batches of an input and what came before it
-            assert reads.acquire(timeout=60)
-        return encode(waveforms)
-
-    dataset = WavPairsDataset(copy / "train", codec, use_cache=False)
-    wavs = [wav for wav, predecessor in enumerate(dataset.segments.predecessors) if predecessor >= 0][:4]
-    expected = dataset.encode(wavs)
-    while reads.acquire(blocking=False):
-        pass
-    monkeypatch.setattr("dataset_wav_pairs.CPU_ENCODE_BATCH", 1)
-    monkeypatch.setattr(codec, "encode", wait_and_encode)
-    first = next(dataset.encode_in_batches(wavs))
-    assert torch.equal(first[1][0], expected[0])
 
 
 def test_a_damaged_cache_entry_met_in_training_is_encoded_again(copy, codec, monkeypatch, capfd):

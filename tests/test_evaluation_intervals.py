@@ -33,7 +33,7 @@ def test_a_worthless_model_is_seldom_called_better(world, tracks):
     assert 0.93 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
 
 
-def test_a_tail_of_failures_is_what_the_skewness_is_for():
+def test_a_long_tail_of_failures_needs_the_skewness_correction():
     for tracks, most in ((10, 0.065), (20, 0.05), (40, 0.04)):
         skills = one_in_ten_goes_wrong(np.random.default_rng(tracks), tracks)
         low, high = interval_of_mean(skills)

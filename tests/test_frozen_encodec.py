@@ -81,7 +81,7 @@ def test_wrong_shapes_say_what_is_expected(codec):
             call(torch.zeros(1, 64, 10))
 
 
-def test_untrained_is_the_same_every_time_and_leaves_the_random_numbers_alone(codec):
+def test_untrained_weights_are_always_the_same(codec):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     again = load_frozen_encodec("untrained")
