@@ -90,29 +90,10 @@ add("dangling link.wav", lambda path: path.symlink_to("nowhere.wav"), refused="N
 add("link to itself.wav", lambda path: path.symlink_to(path.name), refused="symbolic links")
 add("named pipe.wav", lambda path: os.mkfifo(path), refused="not a regular file")
 add("a folder.wav", lambda path: path.mkdir(), refused="a folder")
+add("giant tag.mp3", put(lambda: b"ID3\x03\0\0\x7f\x7f\x7f\x7fTIT2\x7f\xff\xff\xff\0\0" + bytes(3000)), refused=".")
+add("giant atom.m4a", put(lambda: b"\0\0\0\x18ftypM4A " + bytes(12) + b"\x7f\xff\xff\xffmoov"), refused=".")
 add("list of URLs.m4a", put(lambda: b"#EXTM3U\n#EXTINF:1,\nhttp://localhost:9/a.mp3\n"), refused=".")
 add("concat.mp3", put(lambda: b"ffconcat version 1.0\nfile /etc/passwd\n"), refused=".")
-
-# ------------------------------------------------------------------ headers with absurd sizes
-
-
-def crafted(channels: int = 1, align: int = 2, fmt_size: int = 16, extra: bytes = b"") -> bytes:
-    """A WAV of 60,000 samples with a header of one's choice; `extra` stands before the data."""
-    fmt = struct.pack("<HHIIHH", 1, channels, 24000, 24000 * align, align, 16)
-    data = (song(2.5, 24000)[:, 0] * 32767).astype("<i2").tobytes()
-    return riff(b"fmt " + struct.pack("<I", fmt_size) + fmt + extra + b"data" + struct.pack("<I", len(data)) + data)
-
-
-HUGE = struct.pack("<I", 0x7FFFFF00)
-CRAFTED: dict[str, Callable[[], bytes]] = {
-    "65535 channels.wav": lambda: crafted(channels=65535, align=65534),
-    "giant fmt.wav": lambda: crafted(fmt_size=0x7FFFFFFF),
-    "giant list.wav": lambda: crafted(extra=b"LIST" + HUGE + b"INFOINAM" + HUGE),
-    "giant bext.wav": lambda: crafted(extra=b"bext" + HUGE),
-    "giant tag.mp3": lambda: b"ID3\x03\x00\x00\x7f\x7f\x7f\x7fTIT2\x7f\xff\xff\xff\x00\x00" + bytes(3000),
-    "giant atom.m4a": lambda: struct.pack(">I", 24) + b"ftypM4A " + bytes(12) + struct.pack(">I", 0x7FFFFFFF) + b"moov",
-    "giant block.flac": lambda: b"fLaC\x04\xff\xff\xff" + bytes(200),
-}
 
 # FFmpeg 8 divides by zero where it finds no "(c)CRI" in an ADX, a format of games: the process that opens it dies.
 DEADLY = bytes.fromhex("80000020031204020000ac440004ba0001f40300") + bytes(10) + b"(c)XRI" + (b"\0P" + b"!" * 16) * 400

@@ -187,17 +187,18 @@ add("joined.mp3", lambda: mp3() + END_TAG + id3_tag(60) + mp3(), 23.9)
 add("zeros between two.mp3", lambda: mp3() + bytes(3000) + mp3(), 23.9)
 add("mono, then stereo.mp3", lambda: bare_mp3("-ac", "1") + bare_mp3(), 23.9)
 add("stereo, then mono.mp3", lambda: bare_mp3() + bare_mp3("-ac", "1"), 23.9)
-for what, new in {"zeros": bytes(4000), "noise": random_bytes(3000)}.items():
-    joined = functools.partial(lambda new: mp3() + overwritten(mp3(), 0.5, new), new)
-    add(f"joined, {what} in the second.mp3", joined, 17.9, says="damaged at 18.0")
-changes_rate = functools.partial(lambda: bare_mp3() + id3_tag(60) + bare_mp3(rate=48000))
-add("changes rate.mp3", changes_rate, 23.8, says="changes to 48000 Hz at 12.0")
+add(
+    "joined, zeros in the second.mp3",
+    lambda: mp3() + overwritten(mp3(), 0.5, bytes(4000)),
+    17.9,
+    says="damaged at 18.0",
+)
+add("changes rate.mp3", lambda: bare_mp3() + bare_mp3(rate=48000), 23.8, says="changes to 48000 Hz at 12.0")
 SIX_CHANNELS = ("-ac", "6", "-af", "pan=5.1|FL=FL|FR=FR|FC=0.5*FL+0.5*FR|BL=FL|BR=FR")
-for end, codec in {"aac": AAC, "ac3": ("-b:a", "448k")}.items():
-    two = functools.partial(encode, end, *codec)
-    six = functools.partial(two, *SIX_CHANNELS)
-    add(f"six channels, then two.{end}", lambda two=two, six=six: six() + two(), 23.9)
-    add(f"two channels, then six.{end}", lambda two=two, six=six: two() + six(), 23.9)
+two_channels = functools.partial(encode, "ac3", "-b:a", "448k")
+six_channels = functools.partial(two_channels, *SIX_CHANNELS)
+add("six channels, then two.ac3", lambda: six_channels() + two_channels(), 23.9)
+add("two channels, then six.ac3", lambda: two_channels() + six_channels(), 23.9)
 SERIAL = ("-serial_offset", "7")
 add("chained.ogg", lambda: vorbis() + vorbis(*SERIAL), 23.9, says="a second stream begins at 12.0")
 add("chained.opus", lambda: opus() + encode("opus", *OPUS, *SERIAL), 23.9, says="a second stream begins at 12.0")
@@ -264,8 +265,8 @@ for end, codec in {"ogg": VORBIS, "opus": (*OPUS, *PAGES), "oga": ("-c:a", "flac
     add(f"cover.{end}", with_cover)
     add(f"cover, cut.{end}", lambda make=with_cover: cut(make(), 0.6), 3, says="its last page is missing")
 SMALL_VIDEO = ("-f", "lavfi", "-i", "testsrc=size=32x32:rate=5:duration=12")
-for end, codec in {"avi": MP3, "mkv": AAC, "flv": MP3, "webm": (*OPUS, "-c:v", "libvpx"), "wmv": ("-b:a", "192k"),
-                   "ogv": (*VORBIS, "-c:v", "libtheora"), "mts": ("-c:a", "ac3", "-f", "mpegts")}.items():  # fmt: skip
+for end, codec in {"avi": MP3, "mkv": AAC, "webm": (*OPUS, "-c:v", "libvpx"), "wmv": ("-b:a", "192k"),
+                   "mts": ("-c:a", "ac3", "-f", "mpegts")}.items():  # fmt: skip
     film = functools.partial(encode, end, *SMALL_VIDEO, *codec)
     add(f"film.{end}", film)
     add(f"film, cut.{end}", lambda film=film: cut(film(), 0.6), 5, says=" at ")

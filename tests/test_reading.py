@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from audio_files import FFMPEG, RATE, mono_song, song, write
-from audio_zoo import CRAFTED, ZOO
+from audio_zoo import ZOO
 
 from audio.reading import AudioError, open_audio
 from audio.segments import read_last_samples
@@ -62,24 +62,6 @@ def test_a_file_is_read_up_to_its_first_damage(tmp_path, name, capfd):
     assert max(delays) - min(delays) <= 2 and abs(delays[0]) < 0.06 * rate, delays
 
 
-@pytest.mark.parametrize("name", CRAFTED)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of peak memory")
-def test_a_crafted_header_takes_no_memory(tmp_path, name):
-    def memory_mb(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
-
-    (tmp_path / name).write_bytes(CRAFTED[name]())
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = memory_mb("VmRSS")
-    try:
-        samples, _, problem = read(tmp_path / name)
-        assert len(samples) <= 60000 or problem
-    except AudioError as error:
-        assert str(error)
-    assert memory_mb("VmHWM") - before < 100
-
-
 def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
     kinds = ["wav", "flac", "aiff", "caf", "w64", "au"]
     for kind in kinds:
@@ -112,14 +94,17 @@ def test_channels_that_cancel_are_noticed(tmp_path):
             assert bool(opened.channels_cancel) == (name == "opposite")
 
 
+WITH_CHECKSUMS = ["plain.flac", "plain.ogg", "by ffmpeg.opus", "lossless.oga", "lossless.wv", "lossless.tta"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in ZOO if not ZOO[n].refused and (n.startswith(("by f", "lossl", "plain")))])
+@pytest.mark.parametrize("name", [name for name in WITH_CHECKSUMS if name in ZOO])
 def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
-    """Bytes overwritten, removed, zeroed or cut anywhere: what is read before the damage is the song, at its place."""
+    """Bytes are overwritten, removed, zeroed or cut; whatever is read is the song, at its place."""
     path = tmp_path / name
     ZOO[name].make(path)
-    whole, has_checksum = path.read_bytes(), path.suffix in (".flac", ".ogg", ".opus", ".oga", ".wv", ".tta")
-    for _ in range(12):
+    whole = path.read_bytes()
+    for _ in range(8):
         damaged, where = bytearray(whole), int(rng.integers(len(whole)))
         length = int(rng.choice([1, 50, 2000]))
         how = rng.choice(["removed", "overwritten", "zeroed", "cut"])
@@ -134,7 +119,7 @@ def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
         except AudioError as error:
             assert str(error)
             continue
-        if not has_checksum or damaged == whole:
+        if damaged == whole:
             continue
         # A first page may be missing; from there on every second is the song's, and at its place.
         truth, seconds = mono_song(rate), len(samples) / rate
