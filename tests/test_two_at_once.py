@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, UNTRAINED
-from datasets import contents
 from soak_kill import difference, outcome
 
 from common.files import lock_folder
@@ -27,18 +26,6 @@ def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]
     outputs = [process.communicate(timeout=300) for process in started]
     ended = zip(started, outputs, strict=True)
     return [subprocess.CompletedProcess(process.pid, process.returncode, *texts) for process, texts in ended]
-
-
-def test_two_dataset_creations_into_one_folder(tmp_path, small_music, small_dataset):
-    command = ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path / "d")
-    command += ("--segment_duration", 1, "--max_pairs", 22, "--val_pairs", 3, "--num_workers", 1)
-    first, second = ended = together(command, command)
-    assert sorted(run.returncode for run in ended)[0] == 0
-    for run, other in ((first, second), (second, first)):
-        if run.returncode:
-            assert run.stderr.count("\n") == 1 and f"in use by dataset creation, process {other.args} on" in run.stderr
-    assert contents(tmp_path / "d") == contents(small_dataset)
-    assert {p.name for p in (tmp_path / "d").iterdir()} == {"train", "val", "metadata.txt", ".lock"}
 
 
 def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
@@ -67,15 +54,14 @@ def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     assert not difference(outcome(tmp_path / "alone"), outcome(tmp_path / "both"))
 
 
-@pytest.mark.parametrize("script, held_by", [("train", "a training"), ("evaluate", "an evaluation")])
-def test_a_second_run_in_one_folder_is_refused(tmp_path, small_dataset, trained, fails, script, held_by):
-    command = {
-        "train": ("train_simple_ddp.py", "--checkpoint_dir", tmp_path),
-        "evaluate": (
-            "evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--output_dir", tmp_path
-        ),
-    }[script]  # fmt: skip
-    with lock_folder(tmp_path, held_by):
-        says = f"{tmp_path}: in use by {held_by}, process {os.getpid()} on "
-        fails(*command, "--dataset_dir", small_dataset, *UNTRAINED, says=says)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+def test_a_second_run_in_one_folder_is_refused(tmp_path, small_music, small_dataset, trained, fails):
+    evaluate = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
+    commands = {
+        "dataset creation": ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path),
+        "a training": ("train_simple_ddp.py", "--dataset_dir", small_dataset, *UNTRAINED, "--checkpoint_dir", tmp_path),
+        "an evaluation": (*evaluate, *UNTRAINED, "--output_dir", tmp_path),
+    }
+    for what, command in commands.items():
+        with lock_folder(tmp_path, what):
+            fails(*command, says=f"{tmp_path}: in use by {what}, process {os.getpid()} on ")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"], what
