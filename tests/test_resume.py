@@ -13,13 +13,13 @@ from training_runs import SCRIPT, command, difference, load, metrics
 
 import train_simple_worker
 
-EIGHT = ("--epochs", 8, "--batch_size", 2)
+SIX = ("--epochs", 6, "--batch_size", 4)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(small_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert main_of(*command(small_dataset, folder, *EIGHT)) == 0
+    assert main_of(*command(small_dataset, folder, *SIX)) == 0
     return folder
 
 
@@ -31,8 +31,8 @@ def check_same_outcome(folder, other) -> None:
 
 
 def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undisturbed):
-    run(*command(small_dataset, tmp_path, "--epochs", 5, "--batch_size", 2))
-    assert "after epoch 5" in run(*command(small_dataset, tmp_path, *EIGHT)).stdout
+    run(*command(small_dataset, tmp_path, "--epochs", 4, "--batch_size", 4))
+    assert "after epoch 4" in run(*command(small_dataset, tmp_path, *SIX)).stdout
     check_same_outcome(tmp_path, undisturbed)
 
 
@@ -42,7 +42,7 @@ def test_a_run_interrupted_anywhere_in_an_epoch_ends_the_same(
 ):
     """Ctrl-C in each part of a random epoch; one line names the epoch from which the same command resumes."""
     real, calls = getattr(train_simple_worker, at), []
-    after = int(rng.integers(5, 8))  # four calls of validate measure baselines
+    after = int(rng.integers(5, 7))  # four calls of validate measure baselines
 
     def stopped(*args, **kwargs):
         calls.append(1)
@@ -53,17 +53,17 @@ def test_a_run_interrupted_anywhere_in_an_epoch_ends_the_same(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(train_simple_worker, at, stopped)
-    result = run(*command(small_dataset, tmp_path, *EIGHT), status=130)
+    result = run(*command(small_dataset, tmp_path, *SIX), status=130)
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("***")]
     assert line.startswith("train_simple_ddp.py: interrupted; the same command resumes after epoch ")
     monkeypatch.setattr(train_simple_worker, at, real)
-    run(*command(small_dataset, tmp_path, *EIGHT))
+    run(*command(small_dataset, tmp_path, *SIX))
     check_same_outcome(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 def test_signals_at_random_moments_leave_the_same_end(small_dataset, tmp_path, undisturbed, rng):
-    words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *EIGHT)[1:]]
+    words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *SIX)[1:]]
     for how in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
@@ -75,7 +75,7 @@ def test_signals_at_random_moments_leave_the_same_end(small_dataset, tmp_path, u
         assert "Traceback" not in said and process.returncode in (0, -how, 128 + how), said
         if how == signal.SIGINT and process.returncode:
             assert "interrupted; the same command resumes after epoch" in said
-    run_script(*command(small_dataset, tmp_path, *EIGHT))
+    run_script(*command(small_dataset, tmp_path, *SIX))
     check_same_outcome(tmp_path, undisturbed)
 
 
@@ -105,9 +105,9 @@ def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
     """Also if metrics.jsonl ends in half a line, as after a power cut."""
     shutil.copytree(undisturbed, tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 9, "train_')
+        file.write('{"epoch": 7, "train_')
     before = load(undisturbed / "last.pt")
-    for args in (EIGHT, ("--epochs", 2, "--batch_size", 2)):
+    for args in (SIX, ("--epochs", 2, "--batch_size", 4)):
         assert "finished already: all epochs done" in run(*command(small_dataset, tmp_path / "run", *args)).stdout
         assert not difference(load(tmp_path / "run" / "last.pt"), before)
     assert metrics(tmp_path / "run") == metrics(undisturbed)
@@ -155,6 +155,7 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
     write_track(tmp_path / "music" / "new.wav", 5.3, seed=77)
     create = ("--input_dir", tmp_path / "music", "--output_dir", tmp_path / "grown", "--segment_duration", 1)
     run("create_dataset_pairs_wav.py", *create, "--max_pairs", 26, "--val_pairs", 3, "--num_workers", 1)
+    shutil.copytree(small_dataset / ".embedding_cache", tmp_path / "grown" / ".embedding_cache")
     run(*command(small_dataset, tmp_path / "run", "--epochs", 3))
     before = load(tmp_path / "run" / "last.pt")
     log = run(*command(tmp_path / "grown", tmp_path / "run", "--epochs", 5)).stdout
@@ -168,7 +169,7 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
 
 
 def test_another_model_is_refused(small_dataset, tmp_path, undisturbed, fails):
-    same = command(small_dataset, undisturbed, *EIGHT)
+    same = command(small_dataset, undisturbed, *SIX)
     fails(*same, "--num_layers", 2, says="holds another model (num_layers 1, not 2); choose another --checkpoint_dir")
     fails(*same, "--num_heads", 4, says="holds another model (num_heads 8, not 4)")
 
