@@ -1,4 +1,4 @@
-# The two commands to begin with:  make demo  and  make test. Each makes .venv first if need be.
+# Begin with make demo or make test. Both make .venv first if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,16 +8,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help install demo music experiment test test-all lint format soak bench study clean
 
 help:
-	@echo "make demo      synthesise music, train on it, continue it, judge it: the whole pipeline in a few minutes"
-	@echo "make music     fetch 14 hours of free recordings from Debian's or Ubuntu's package archive into music/ (670 MB)"
+	@echo "make demo      synthesize music, train on it, continue it, evaluate it: the whole pipeline in a few minutes"
+	@echo "make music     download 14 hours of free recordings from Debian's or Ubuntu's package archive into music/ (670 MB)"
 	@echo "make experiment  the original experiment at its own size on the music in music/ (QUICK=1: 20 minutes on 2 cores)"
 	@echo "make test      the quick tests, offline"
 	@echo "make test-all  all tests: kills, full disks, browser, SLURM where it is installed"
 	@echo "make lint      ruff (rules and format) and shellcheck"
-	@echo "make install   only make .venv with what requirements.txt lists"
-	@echo "make soak      kill every script 200 times at random moments and compare what they end with"
-	@echo "make bench     compare its speed with the original experiment taken word for word (needs ffmpeg), and measure the GPU if there is one"
-	@echo "make study     train on music whose best possible prediction is known, and evaluate"
+	@echo "make install   make .venv with the packages of requirements.txt"
+	@echo "make soak      kill every script 200 times at random moments and compare the results"
+	@echo "make bench     compare its speed with the original experiment's (needs ffmpeg), and measure the GPU if there is one"
+	@echo "make study     train on music whose best possible prediction is known, and evaluate it"
 	@echo "make clean     remove what the demo made"
 
 install: $(VENV)/.installed
@@ -44,13 +44,17 @@ music: $(VENV)/.installed
 experiment: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" QUICK="$(QUICK)" bash demo/run_experiment.sh
 
-# Several files of tests at once, with one thread each: twice as fast on two cores.
-test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" \
-		$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+# Several files of tests at once with one thread each: twice as fast on two cores. A file's tests share their fixtures.
+PYTEST = OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+PARALLEL = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-all: test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+test: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow" $(PARALLEL)
+
+# SLURM has limits on how long its jobs take, so its tests run alone.
+test-all: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slurm" $(PARALLEL)
+	$(PYTEST) -m slurm tests/slurm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

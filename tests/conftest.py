@@ -21,7 +21,6 @@ from common import errors
 
 ROOT = Path(__file__).parent.parent
 UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
-SHARED_MUSIC = ROOT.parent / "shared" / "music"  # real recordings, where there are any
 
 
 def run_script(
@@ -62,6 +61,15 @@ def run(capfd):
         return subprocess.CompletedProcess([script, *args], ended, said.out, said.err)
 
     return run_here
+
+
+@pytest.fixture
+def create(run):
+    """Create a dataset of one-second segments: create(music, out, *args, status=0) -> CompletedProcess."""
+    short = ("--segment_duration", 1, "--num_workers", 1)
+    return lambda music, out, *args, status=0: run(
+        "create_dataset_pairs_wav.py", "--input_dir", music, "--output_dir", out, *short, *args, status=status
+    )
 
 
 def one_line(stderr: str, says: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Worlds of embeddings in which what can be known is known, for the tests of the verdict."""
+"""Planted worlds: pairs of embeddings of which it is known how well they can be predicted."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from evaluation.verdict import Evidence, verdict
 
 FRAME_RATE = 75
 FRAMES = 150
-CHANNELS = 128
+CHANNELS = 64
 
 
 class World:
-    """Pairs of embeddings [128, 150] and their tracks, with the interface of WavPairsDataset but for the sound."""
+    """Pairs of embeddings [64, 150] and their tracks, with the interface of WavPairsDataset but for the sound."""
 
     def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], tracks: list[str]):
         self.items, self.tracks, self.fitted = pairs, tracks, None
@@ -38,7 +38,7 @@ class World:
 
 
 def clip(rng: np.random.Generator, smooth: int = 4) -> torch.Tensor:
-    """Frames that change slowly, of variance 1 a channel, [128, 150]."""
+    """Frames that change slowly, of variance 1 a channel, [64, 150]."""
     frames = rng.normal(size=(CHANNELS, FRAMES + smooth))
     smoothed = np.apply_along_axis(np.convolve, 1, frames, np.ones(smooth) / smooth**0.5, "valid")
     return torch.from_numpy(smoothed[:, :FRAMES]).float()
@@ -50,12 +50,12 @@ def world(rng: np.random.Generator, tracks: int, pairs: int, make_pair) -> World
     return World([make_pair(t) for t in range(tracks) for _ in range(pairs)], names)
 
 
-def independent(rng: np.random.Generator, tracks: int = 12, pairs: int = 3) -> World:
+def independent(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
     """Nothing follows from anything."""
     return world(rng, tracks, pairs, lambda t: (clip(rng), clip(rng)))
 
 
-def copies(rng: np.random.Generator, tracks: int = 12, pairs: int = 3) -> World:
+def copies(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
     """What comes next is what was, shrunk to 0.8, with noise on it."""
 
     def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +65,7 @@ def copies(rng: np.random.Generator, tracks: int = 12, pairs: int = 3) -> World:
     return world(rng, tracks, pairs, make_pair)
 
 
-def loops(rng: np.random.Generator, tracks: int = 12, pairs: int = 3) -> World:
+def loops(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
     """A period that fits no pair, played on, with noise on it."""
 
     def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +85,7 @@ class Jukebox:
         self.clips = torch.stack([clip(rng) for _ in range(clips)])
         self.successors = [[(k + 1) % clips, (k + 2) % clips] if coin else [(k + 1) % clips] for k in range(clips)]
 
-    def draw(self, tracks: int = 12, pairs: int = 3) -> World:
+    def draw(self, tracks: int = 12, pairs: int = 2) -> World:
         def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
             here = int(self.rng.integers(len(self.clips)))
             return tuple(self.clips[k] + 0.01 * clip(self.rng) for k in (here, self.rng.choice(self.successors[here])))
@@ -93,19 +93,19 @@ class Jukebox:
         return world(self.rng, tracks, pairs, make_pair)
 
     def best(self, x: torch.Tensor) -> torch.Tensor:
-        """E[next | input], the best that any model can do; [1, 128, T]."""
+        """E[next | input], the best that any model can do; [1, C, T]."""
         here = int((self.clips - x).square().sum(dim=(1, 2)).argmin())
         return self.clips[self.successors[here]].mean(dim=0, keepdim=True)
 
 
 def oracle(split: World):
-    """A model that knows every answer, [1, 128, T] -> [1, 128, T]; the average of two answers where it must."""
+    """A model that knows every answer, [1, C, T] -> [1, C, T]; the average of two answers where it must."""
     answers = {source.numpy().tobytes(): target for source, target in split.items}
     return lambda x: answers.get(x[0].numpy().tobytes(), torch.zeros_like(x[0]))[None]
 
 
 def statistics(train: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean, deviation and gain of each channel, [128, 1] each, as training sets them."""
+    """Mean, deviation and gain of each channel, [C, 1] each, as training sets them."""
     sources, targets = (torch.stack(side) for side in zip(*train.items, strict=True))
     both = torch.cat([sources, targets])
     mean, std = both.mean(dim=(0, 2))[:, None], both.std(dim=(0, 2))[:, None]
@@ -119,7 +119,7 @@ def channel_regression(train: World):
 
 
 def examine(predict, train: World, val: World, shared_tracks: int = 0) -> tuple[Evidence, dict, TrackErrors]:
-    """Evidence, verdict and errors of a model, [1, 128, T] -> [1, 128, T], on `val`."""
+    """Evidence, verdict and errors of a model, [1, C, T] -> [1, C, T], on `val`."""
     if train.fitted is None:
         mean, std, _ = statistics(train)
         train.fitted = fit(train, train.tracks, mean, std, lambda done, total, what: None)

@@ -1,21 +1,17 @@
-"""Kill every script that writes, at random moments, with kill -9; run it again; compare with a run left alone.
+"""Kill every script that writes with kill -9 at random moments, run it again, and compare with an undisturbed run.
 
     python tests/soak_kill.py                              # 200 kills, about 15 minutes on 2 cores
     python tests/soak_kill.py --kills 50 --seed 7 --only train
 
-A chain kills one command several times in one folder: after a time drawn from the undisturbed run's, when the n-th
-file comes or goes, or in a write; the whole process group, only the launcher, or only one worker. After each kill all
-that has its final name must be as the undisturbed run left it. Then the command runs to its end, and the whole folder
-must be the undisturbed one's, byte for byte but for times, with nothing left over. Exit status 1 if it is not.
-
-The scripts run in processes forked from this one, which has imported them: a kill during imports would show nothing.
+A chain kills one command several times in one folder: after a random time, when the n-th file comes or goes, or in a
+write. It kills the whole process group, only the launcher, or only one worker. After each kill, every file with its
+final name must be as the undisturbed run left it. Then the command runs to its end. Its folder must equal the
+undisturbed one byte for byte, times aside, with nothing left over. If it does not, the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import faulthandler
 import importlib
 import io
 import json
@@ -37,21 +33,15 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
+from soak_process import Running, SoakError  # noqa: E402
 from training_runs import difference  # noqa: E402
 
 from common import arguments  # noqa: E402
-from common.errors import run_script  # noqa: E402
 
 SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
 SCRIPTS += ("generate_continuation",)
 CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
-PATIENCE_S = 300  # no command takes nearly as long
-END_S = 120  # nor does one that has lost a process
 MOST_KILLS_IN_A_CHAIN = 6
-
-
-class SoakError(Exception):
-    """What was not as it must be after a kill, or after the run that followed."""
 
 
 @dataclass(frozen=True)
@@ -95,102 +85,7 @@ def stages(base: Path) -> list[Stage]:
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------ processes
-
-
-class Running:
-    """A script under way in a forked process that leads a group of its own, with its output in `log`."""
-
-    def __init__(self, script: str, arguments: list[object], log: Path):
-        self.log = log
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._become(script, [str(a) for a in arguments])
-        os.setpgid(self.pid, self.pid)  # whichever comes first: it can be killed from now on
-        self.status: int | None = None
-
-    def _become(self, script: str, arguments: list[str]) -> None:
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            faulthandler.register(signal.SIGUSR1)  # to see where it hangs, if it does
-            module = importlib.import_module(script)
-            sys.modules["__main__"] = module  # what processes spawned from here import
-            sys.argv = [f"{script}.py", *arguments]
-            run_script(module.main)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    def has_ended(self) -> bool:
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-        return self.status is not None
-
-    def members(self) -> list[int]:
-        """The processes of its group that are alive, itself first."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                state, _parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                if int(group) == self.pid and state not in "ZX":
-                    found.append(int(entry.name))
-        return sorted(found)
-
-    def workers(self) -> list[int]:
-        """Those that do its work: not Python's own helper, which nothing survives."""
-        found = []
-        for member in self.members():
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{member}/cmdline").read_bytes()
-                if b"spawn_main" in command or b"forkserver" in command:
-                    found.append(member)
-        return found
-
-    def wait(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
-        """Wait for `until`; False if the script ends before, or the time is over."""
-        end = time.monotonic() + timeout_s
-        while not until():
-            if self.has_ended() or time.monotonic() > end:
-                return False
-            time.sleep(0.0005)
-        return True
-
-    def finish(self) -> None:
-        """Wait for its end, which must be a success."""
-        self.wait(lambda: False)
-        if not self.has_ended():
-            self.kill(-self.pid)
-            raise SoakError(f"still running after {PATIENCE_S} s\n{self.log.read_text()}")
-        if self.status != 0:
-            raise SoakError(f"exit status {self.status}\n{self.log.read_text()}")
-
-    def kill(self, victim: int) -> None:
-        """kill -9 a process, or with a minus its group: the rest must end by itself, and soon."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-        end = time.monotonic() + END_S
-        while not self.has_ended() or self.members():
-            if time.monotonic() > end:
-                left = self.members()
-                if not self.has_ended():
-                    os.kill(self.pid, signal.SIGUSR1)
-                    time.sleep(1)
-                log = self.log.read_text()
-                os.killpg(self.pid, signal.SIGKILL)
-                raise SoakError(f"{left} still there {END_S} s after kill -9 {victim}, launcher {self.pid}\n{log}")
-            time.sleep(0.002)
+# ------------------------------------------------------------------ kills
 
 
 def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
@@ -336,17 +231,9 @@ class Soak:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=arguments.number(int, at_least=1), default=200, help="(default: %(default)s)")
-    parser.add_argument(
-        "--seed",
-        type=arguments.number(int, at_least=0, below=2**63),
-        help="of the moments (default: drawn, and printed)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=arguments.number(float, above=0),
-        default=60,
-        help="begin no chain after these (default: %(default)s)",
-    )
+    parser.add_argument("--seed", type=arguments.number(int, at_least=0), help="of the moments (default: drawn)")
+    minutes = arguments.number(float, above=0)
+    parser.add_argument("--minutes", type=minutes, default=60, help="start no chain after these (default: %(default)s)")
     parser.add_argument("--only", choices=[stage.name for stage in stages(Path())], help="kill only this")
     args = parser.parse_args()
     seed = args.seed if args.seed is not None else random.randrange(1_000_000)

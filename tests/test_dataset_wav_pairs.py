@@ -4,17 +4,14 @@ import errno
 import os
 import shutil
 import subprocess
-import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import UNTRAINED, main_of, noise, write_track
-from torch.utils.data import DataLoader
 
 from common.errors import UserError
-from common.threads import THREADS, read_ahead
 from dataset import split_index
 from dataset.batches import PairBatches
 from dataset.cache import EmbeddingCache
@@ -59,8 +56,8 @@ def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_data
         assert (alone - expected)[:, 0].abs().mean() > 0.1, "encoded alone it would begin with the codec's start-up"
 
 
-def test_an_input_is_encoded_behind_what_came_before_it_in_its_track(small_dataset, codec):
-    """By metadata.txt; the first segment of a track has nothing before it."""
+def test_an_input_is_encoded_behind_its_predecessor_in_the_track(small_dataset, codec):
+    """The predecessor comes from metadata.txt; the first segment of a track has none."""
     dataset = WavPairsDataset(small_dataset / "train", codec)
     rows = {row.name: row for row in read_metadata(small_dataset / "metadata.txt").pairs}
     at = {(rows[name].source, rows[name].start_s): i for i, name in enumerate(dataset.pairs.names)}
@@ -85,14 +82,7 @@ def test_16_seconds_are_1200_frames_and_one_second_of_context_is_enough(tmp_path
     torch.testing.assert_close(second, expected, atol=1e-4 * expected.std(), rtol=0)
 
 
-def test_cached_and_uncached_are_equal(small_dataset, codec):
-    cached = WavPairsDataset(small_dataset / "val", codec)
-    uncached = WavPairsDataset(small_dataset / "val", codec, use_cache=False)
-    for index in range(len(cached)):
-        assert all(torch.equal(a, b) for a, b in zip(cached[index], uncached[index], strict=True))
-
-
-def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeypatch):
+def test_batches_are_equal_from_memory_disk_or_codec(small_dataset, codec, monkeypatch):
     dataset = WavPairsDataset(small_dataset / "train", codec)
     in_memory = PairBatches(dataset, torch.device("cpu"))
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 1000)
@@ -111,75 +101,14 @@ def test_batches_are_equal_whichever_way_they_come(small_dataset, codec, monkeyp
             assert torch.equal(targets[position], dataset[index][1])
 
 
-def test_a_dataloader_takes_it(small_dataset, codec):
-    inputs, outputs = next(iter(DataLoader(WavPairsDataset(small_dataset / "train", codec), batch_size=4)))
-    assert inputs.shape == outputs.shape == (4, 128, 75)
-
-
-def test_what_is_read_ahead_comes_in_order_and_not_far_ahead(rng):
-    delays, started = rng.uniform(0, 0.002, 50), []
-
-    def read(item: int) -> int:
-        started.append(item)
-        threading.Event().wait(delays[item])
-        if item == 40:
-            raise OSError("the fortieth")
-        return item
-
-    arrived = []
-    with pytest.raises(OSError, match="the fortieth"):
-        for item in read_ahead(read, range(50)):
-            arrived.append(item)
-            assert len(started) <= len(arrived) + THREADS
-    assert arrived == list(range(40)) and list(read_ahead(str, [])) == []
-
-
-def test_the_next_segments_are_read_while_the_codec_works(copy, codec, monkeypatch):
-    """The codec waits for a reading that would never come if it had to end first."""
-    read, encode, reads = split_index.read_pcm16, codec.encode, threading.Semaphore(0)
-    monkeypatch.setattr(split_index, "read_pcm16", lambda path: reads.release() or read(path))
-
-    def wait_and_encode(waveforms: torch.Tensor) -> torch.Tensor:
-        for _ in range(8 if len(waveforms) == 1 else 0):  # four batches of an input and what came before it
-            assert reads.acquire(timeout=60)
-        return encode(waveforms)
-
-    dataset = WavPairsDataset(copy / "train", codec, use_cache=False)
-    wavs = [wav for wav, predecessor in enumerate(dataset.segments.predecessors) if predecessor >= 0][:4]
-    expected = dataset.encode(wavs)
-    while reads.acquire(blocking=False):
-        pass
-    monkeypatch.setattr("dataset_wav_pairs.CPU_ENCODE_BATCH", 1)
-    monkeypatch.setattr(codec, "encode", wait_and_encode)
-    first = next(dataset.encode_in_batches(wavs))
-    assert torch.equal(first[1][0], expected[0])
-
-
-def test_wavs_are_checked_by_several_threads_and_the_first_bad_one_is_named(copy, codec, monkeypatch):
-    both = threading.Barrier(2, timeout=60)
-    met, stat = [], os.stat
-
-    def stat_together(path, *args, **kwargs):
-        if not met and str(path).endswith(("pair_0000_input.wav", "pair_0008_input.wav")):  # in two threads' shares
-            both.wait()
-            met.append(path)
-        return stat(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "stat", stat_together)
-    WavPairsDataset(copy / "train", codec)
-    assert met
-    for name in ("pair_0018_input", "pair_0002_output"):
-        (copy / "train" / f"{name}.wav").write_text("hello")
-    with pytest.raises(UserError, match=r"pair_0002_output\.wav: not a readable WAV"):
-        WavPairsDataset(copy / "train", codec)
-
-
-def test_damage_met_while_reading_ahead_is_one_line_and_encoded_again(copy, codec, monkeypatch, capfd):
+def test_a_damaged_cache_entry_met_in_training_is_encoded_again(copy, codec, monkeypatch, capfd):
     dataset = WavPairsDataset(copy / "train", codec)
     keys = [key for pair in dataset.keys for key in pair]
     output = next(i for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)  # which is read once
     whole, path = dataset.embeddings([output])[0], dataset.cache.path(keys[output])
-    path.write_bytes(path.read_bytes()[:-1])
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 4  # one bit
+    path.write_bytes(damaged)
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     batches = PairBatches(dataset, torch.device("cpu"))
     batches.reads_ahead = True
@@ -189,25 +118,21 @@ def test_damage_met_while_reading_ahead_is_one_line_and_encoded_again(copy, code
     assert len(targets) == 19 and dataset.cache.read(keys[output]) is not None
 
 
-def test_each_distinct_segment_is_encoded_once(copy, counted):
+def test_each_distinct_segment_is_encoded_once_even_if_interrupted_or_moved(copy, counted):
     shutil.rmtree(copy / ".embedding_cache")
     datasets = [WavPairsDataset(copy / split, counted) for split in ("train", "val")]
     prepare_cache(datasets)
     distinct = {key for dataset in datasets for pair in dataset.keys for key in pair}
     assert sum(counted.sizes) == len(distinct) < 2 * (len(datasets[0]) + len(datasets[1]))
-    prepare_cache([WavPairsDataset(copy / split, counted) for split in ("train", "val")])
-    assert sum(counted.sizes) == len(distinct), "something was encoded again"
-
-
-def test_an_interrupted_fill_goes_on(copy, counted):
     cache = copy / ".embedding_cache" / counted.fingerprint
-    for path in sorted(cache.iterdir())[:5]:
+    for path in sorted(cache.iterdir())[:5]:  # as if the fill had been interrupted
         path.unlink()
-    prepare_cache([WavPairsDataset(copy / split, counted) for split in ("train", "val")])
-    assert sum(counted.sizes) == 5
+    shutil.move(copy, copy.parent / "moved")
+    prepare_cache([WavPairsDataset(copy.parent / "moved" / split, counted) for split in ("train", "val")])
+    assert sum(counted.sizes) == len(distinct) + 5
 
 
-def test_a_changed_wav_is_encoded_again_and_so_is_what_follows_it(copy, counted):
+def test_a_changed_wav_and_its_successor_are_encoded_again(copy, counted):
     before = WavPairsDataset(copy / "train", counted)[0]
     path = copy / "train" / "pair_0000_input.wav"
     soundfile.write(path, noise(np.random.default_rng(99), 24000), 24000)
@@ -219,13 +144,7 @@ def test_a_changed_wav_is_encoded_again_and_so_is_what_follows_it(copy, counted)
     assert prepare_cache([WavPairsDataset(copy / "train", counted)]) != identity
 
 
-def test_a_moved_dataset_needs_no_encoding(copy, counted):
-    shutil.move(copy, copy.parent / "moved")
-    prepare_cache([WavPairsDataset(copy.parent / "moved" / split, counted) for split in ("train", "val")])
-    assert counted.sizes == []
-
-
-def test_a_wav_replaced_by_an_older_one_has_another_embedding(small_dataset, copy, codec):
+def test_a_wav_replaced_by_an_older_one_is_noticed(small_dataset, copy, codec):
     """`cp -p` and `rsync -a` keep the old date."""
     assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     before = WavPairsDataset(copy / "train", codec).keys
@@ -239,8 +158,8 @@ def test_a_wav_replaced_by_an_older_one_has_another_embedding(small_dataset, cop
     assert WavPairsDataset(copy / "train", codec).keys == dataset.keys, "metadata.txt must not be trusted again"
 
 
-def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
-    """metadata.txt knows the audio; only a WAV that is newer than it, or of another size, is read."""
+def test_wavs_that_metadata_knows_are_not_read_again(copy, codec, monkeypatch):
+    """metadata.txt holds their digests; only a WAV that is newer or of another size is read."""
     read, wavs = split_index.read_pcm16, []
     monkeypatch.setattr(split_index, "read_pcm16", lambda path: wavs.append(path.name) or read(path))
 
@@ -262,54 +181,30 @@ def test_a_known_dataset_is_not_read(copy, codec, monkeypatch):
     assert len(start()) == 44, "pairs from elsewhere need no metadata.txt"
 
 
-def test_a_cached_file_is_a_plain_npy(small_dataset, codec):
-    path = next((small_dataset / ".embedding_cache" / codec.fingerprint).iterdir())
-    array = np.load(path)
-    assert array.shape == (128, 75) and array.dtype == np.float32
-
-
-def test_another_codec_has_another_cache(copy, codec, monkeypatch):
-    monkeypatch.setattr(codec, "fingerprint", "another")
-    dataset = WavPairsDataset(copy / "train", codec)
-    assert dataset.cache.keys() == set() and dataset.cache.folder.name == "another"
-
-
-def test_cache_dir_is_used(copy, codec, tmp_path):
-    WavPairsDataset(copy / "val", codec, cache_dir=tmp_path / "elsewhere")[0]
-    assert len(list((tmp_path / "elsewhere" / codec.fingerprint).glob("*.npy"))) == 2
-
-
 @pytest.mark.parametrize(
-    "rate, channels, seconds, says",
-    [(22050, 1, 1, "22050 Hz"), (24000, 2, 1, "2 chan"), (24000, 1, 0.9, "21600 samp"), (24000, 1, 0, "0 samples")],
+    "rate, channels, seconds, subtype, says",
+    [
+        (22050, 1, 1, "PCM_16", "22050 Hz"),
+        (24000, 2, 1, "PCM_16", "2 channels"),
+        (24000, 1, 0.9, "PCM_16", "21600 samples"),
+        (24000, 1, 1, "FLOAT", "FLOAT, must be 16-bit PCM"),  # it could hold NaN
+    ],
 )
-def test_a_wrong_header_is_named(copy, codec, rate, channels, seconds, says):
-    (copy / "val" / "pair_0020_output.wav").unlink()
-    write_track(copy / "val" / "pair_0020_output.wav", seconds, 0, rate, channels)
-    with pytest.raises(UserError, match=f"pair_0020_output.wav.*{says}"):
-        WavPairsDataset(copy / "val", codec)
-
-
-def test_a_wav_that_could_hold_nan_is_named(copy, codec):
-    """Read as 16 bits, NaN is a number like others: whoever puts a float WAV into a dataset has to hear of it."""
-    path = copy / "val" / "pair_0020_output.wav"
+def test_a_wav_of_another_kind_is_named(copy, codec, rate, channels, seconds, subtype, says):
+    path = copy / "val/pair_0020_output.wav"
     path.unlink()
-    soundfile.write(path, np.full(24000, np.nan, np.float32), 24000, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"pair_0020_output\.wav: FLOAT, must be 16-bit PCM"):
+    soundfile.write(path, np.zeros((int(seconds * rate), channels)), rate, subtype=subtype)
+    with pytest.raises(UserError, match=rf"pair_0020_output\.wav.*{says}"):
         prepare_cache([WavPairsDataset(copy / "val", codec)])
-    with pytest.raises(UserError, match=r"pair_0020_output\.wav: FLOAT, must be 16-bit PCM"):
-        WavPairsDataset(copy / "val", codec, use_cache=False)[1]
 
 
-def test_half_a_pair_is_named(copy, codec):
-    (copy / "val" / "pair_0020_output.wav").unlink()
+def test_a_missing_or_broken_wav_is_named(copy, codec):
+    (copy / "train/pair_0018_input.wav").write_text("hello")
+    (copy / "train/pair_0002_output.wav").write_text("hello")
+    with pytest.raises(UserError, match=r"pair_0002_output\.wav: not a readable WAV"):
+        WavPairsDataset(copy / "train", codec)
+    (copy / "val/pair_0020_output.wav").unlink()
     with pytest.raises(UserError, match=r"pair_0020_output\.wav: missing"):
-        WavPairsDataset(copy / "val", codec)
-
-
-def test_a_file_that_is_no_wav_is_named(copy, codec):
-    (copy / "val" / "pair_0020_output.wav").write_text("hello")
-    with pytest.raises(UserError, match=r"pair_0020_output\.wav: not a readable WAV"):
         WavPairsDataset(copy / "val", codec)
 
 

@@ -1,6 +1,5 @@
-"""The comparison: what an oracle and a constant must get, as embeddings and as sound, and which pairs are chosen."""
+"""The comparison: what an oracle and a constant must score, in embeddings and sound, and which pairs are chosen."""
 
-import itertools
 import math
 from collections import Counter
 from types import SimpleNamespace
@@ -19,19 +18,16 @@ from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.baselines import fit
 from evaluation.comparison import (
     CONTINUATIONS,
-    INPUT_ABLATIONS,
-    SOUND_ROWS,
     Comparison,
     Model,
     other_tracks,
     spread_over_tracks,
 )
 from evaluation.measures import TrackErrors, one_thread
-from evaluation.results import gather_evidence, seconds, table_rows, to_json_types, track_table
-from evaluation.sound import SOUND_S, SoundMetrics
+from evaluation.results import gather_evidence, seconds, table_rows, to_json_types
 
 RATE = 24000
-TRACKS = ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+TRACKS = ["a", "a", "b", "b", "c", "c"]
 SOUND_COLUMNS = ("log_mel_distance", "chroma_cosine")
 
 
@@ -55,8 +51,8 @@ def dataset(tmp_path_factory, codec):
     folder, rng = tmp_path_factory.mktemp("dataset") / "val", np.random.default_rng(0)
     folder.mkdir()
     for track in range(3):
-        write_pairs(folder, 3 * track, 3, rng)
-    rows = [PairRow(f"pair_{k:04d}", "val", TRACKS[k], k % 3) for k in range(9)]
+        write_pairs(folder, 2 * track, 2, rng)
+    rows = [PairRow(f"pair_{k:04d}", "val", TRACKS[k], k % 2) for k in range(6)]
     write_metadata(folder.parent / "metadata.txt", {"segment_duration": "1"}, {}, [], rows)
     dataset = WavPairsDataset(folder, codec)
     with one_thread():
@@ -71,7 +67,7 @@ def comparison_of(dataset, predict, tracks=TRACKS):
     return Comparison(Model(predict, lambda x: mean + 0.3 * (x - mean)), dataset, tracks, fitted, seed=1)
 
 
-def results_of(comparison, sound_pairs=range(9)):
+def results_of(comparison, sound_pairs=range(0, 6, 2)):
     errors, sound = comparison.measure(list(sound_pairs), silent)
     by_tracks = TrackErrors(errors, comparison.tracks)
     elements = 128 * comparison.dataset.num_frames
@@ -88,7 +84,7 @@ def oracles(dataset):
     return results_of(comparison_of(dataset, oracle_of(dataset)))
 
 
-def test_an_oracle_is_perfect_and_elsewhere_the_ceiling(oracles):
+def test_an_oracle_is_perfect_and_sounds_like_the_ceiling(oracles):
     rows, per_second, by_tracks, _ = oracles
     assert rows["model"]["mse"] == 0
     assert rows["model"]["skill"] == rows["model"]["track_skill"] == 1
@@ -112,58 +108,8 @@ def test_the_training_mean_has_skill_exactly_0(oracles):
     assert "log_mel_distance" not in rows["input_mean"]
 
 
-def test_rows_differ_as_they_must(oracles):
-    rows, _, by_tracks, sound = oracles
-    assert list(rows) == list(CONTINUATIONS)
-    assert set(by_tracks.sums) == set(CONTINUATIONS) | set(INPUT_ABLATIONS)
-    assert set(sound) == set(SOUND_ROWS)
-    assert all(rows["ceiling"]["mse"] < row["mse"] for name, row in rows.items() if name not in ("model", "ceiling"))
-    assert rows["repeat_input"]["deviation_ratio"] == pytest.approx(1, abs=0.2)
-    for name, row in rows.items():
-        if name != "model":
-            assert row["skill_difference"] == pytest.approx(1 - row["track_skill"])
-    table = track_table(by_tracks, TRACKS, 128 * 75)
-    assert [track["source"] for track in table] == ["a", "b", "c"]
-    assert all(track["skill"] == 1 > track["best_baseline_skill"] for track in table)
-
-
-@pytest.mark.slow
-def test_every_clip_with_a_key_is_heard_once(dataset, monkeypatch):
-    """12 segments and the training mean once; of 9 pairs two predictions, a loop and a quantized truth each."""
-    trips = []
-    plain_decode = dataset.codec.decode
-    monkeypatch.setattr(dataset.codec, "decode", lambda x: (trips.append(len(x)), plain_decode(x))[1])
-    said = []
-    comparison = comparison_of(dataset, lambda x: 0.5 * x)
-    comparison.measure(list(range(9)), lambda done, total, what: said.append((done, total)))
-    assert len(trips) == 12 + 1 + 4 * 9
-    assert set(trips) == {1}  # never more than one clip of audio at a time
-    assert said[-1] == (9, 9)
-
-
-def test_what_is_kept_of_clips_is_bounded(codec, monkeypatch):
-    monkeypatch.setattr("evaluation.sound.KEPT_CLIPS", 2)
-    metrics = SoundMetrics(codec)
-    clips = [torch.randn(128, 75) for _ in range(3)]
-    first = metrics.decode(clips[0], "0")
-    assert metrics.decode(clips[0], "0") is first
-    for number, clip in enumerate(clips):
-        metrics.decode(clip, str(number))
-    assert len(metrics._kept) == 2
-    again = metrics.decode(clips[0], "0")
-    assert again is not first and torch.equal(again.log_mel, first.log_mel)
-
-
-def test_long_clips_are_heard_for_their_first_seconds(codec):
-    metrics = SoundMetrics(codec)
-    long = torch.randn(128, 75 * 10)
-    clip, short = metrics.decode(long), metrics.decode(long[:, : 75 * SOUND_S])
-    assert torch.equal(clip.log_mel, short.log_mel)
-    assert clip.log_mel.shape == (64, SOUND_S * 24000 // 256)
-
-
 def test_a_single_track_has_no_other(dataset):
-    rows, _, by_tracks, _ = results_of(comparison_of(dataset, lambda x: x, ["a"] * 9), [4, 5])
+    rows, _, by_tracks, _ = results_of(comparison_of(dataset, lambda x: x, ["a"] * 6), [4])
     assert rows["other_track"] == {"label": CONTINUATIONS["other_track"], "note": "needs a second validation track"}
     assert rows["model"]["mse"] == rows["repeat_input"]["mse"]
     assert rows["model"]["log_mel_distance"] == pytest.approx(rows["repeat_input"]["log_mel_distance"], rel=1e-6)
@@ -183,7 +129,7 @@ track_lists = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40)
 
 @given(track_lists, st.integers(0, 100))
 @settings(deadline=None)
-def test_other_tracks_are_other_and_used_evenly(tracks, seed):
+def test_other_tracks_differ_and_are_used_evenly(tracks, seed):
     other = other_tracks(tracks, seed)
     if len(set(tracks)) == 1:
         assert other is None
@@ -194,7 +140,7 @@ def test_other_tracks_are_other_and_used_evenly(tracks, seed):
     assert other == other_tracks(tracks, seed)
 
 
-def test_tracks_of_the_same_form_do_not_meet_bar_for_bar():
+def test_other_tracks_are_not_aligned_bar_by_bar():
     tracks = [track for track in "abcdefghijkl" for _ in range(6)]
     other = other_tracks(tracks, seed=0)
     in_step = [sum(other[i] % 6 == i % 6 for i in range(k, k + 6)) for k in range(0, len(tracks), 6)]
@@ -210,8 +156,3 @@ def test_choices_are_spread(tracks, limit, seed, in_runs):
     taken, there = Counter(tracks[i] for i in chosen), Counter(tracks)
     for track in there:  # nobody has less than another has, unless it has no more to give
         assert taken[track] == there[track] or all(taken[track] + 1 >= taken[o] for o in there)
-
-
-def test_runs_follow_each_other():
-    chosen = spread_over_tracks(["a"] * 10 + ["b"] * 10, 8, 3, in_runs=True)
-    assert [b - a for a, b in itertools.pairwise(chosen)].count(1) >= 6

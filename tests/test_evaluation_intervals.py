@@ -18,19 +18,14 @@ def loud_is_hard(rng, tracks):
     return 0.3 * rng.normal(size=(tracks, TRIALS)) * np.minimum(np.exp(0.7 * loudness), 5)
 
 
-def harder_with_loudness(rng, tracks):
-    """Skill falls as loudness rises; 0 on average."""
-    return -0.2 * rng.normal(size=(tracks, TRIALS)) + 0.1 * rng.normal(size=(tracks, TRIALS))
-
-
 def one_in_ten_goes_wrong(rng, tracks):
     """A long tail of failures: the case that Student's t alone gets wrong."""
     return 0.3 * (1 - rng.exponential(size=(tracks, TRIALS)))
 
 
 # Of 4000 trials, three standard deviations: 0.7% of a false praise of 2.5%, 1.0% of a coverage of 95%.
-@pytest.mark.parametrize("tracks", [10, 20, 40])
-@pytest.mark.parametrize("world", [normal, loud_is_hard, harder_with_loudness])
+@pytest.mark.parametrize("tracks", [10, 40])
+@pytest.mark.parametrize("world", [normal, loud_is_hard])
 def test_a_worthless_model_is_seldom_called_better(world, tracks):
     skills = world(np.random.default_rng(tracks), tracks)
     low, high = interval_of_mean(skills)
@@ -38,7 +33,7 @@ def test_a_worthless_model_is_seldom_called_better(world, tracks):
     assert 0.93 <= ((low <= 0) & (high >= 0)).mean() <= 0.97
 
 
-def test_a_tail_of_failures_is_what_the_skewness_is_for():
+def test_a_long_tail_of_failures_needs_the_skewness_correction():
     for tracks, most in ((10, 0.065), (20, 0.05), (40, 0.04)):
         skills = one_in_ten_goes_wrong(np.random.default_rng(tracks), tracks)
         low, high = interval_of_mean(skills)
@@ -56,18 +51,6 @@ def test_one_odd_track_does_not_hide_what_the_others_show():
     assert (interval_of_mean(skills)[0] > 0.01).mean() > 0.95
 
 
-def test_the_pooled_bootstrap_would_not_hold():
-    """Why it is not used: the same case, 16 pairs a track, percentiles of resampled tracks."""
-    rng, tracks, praised = np.random.default_rng(0), 10, 0
-    skills = loud_is_hard(rng, tracks).T[:400]
-    errors = np.exp(rng.normal(size=(400, tracks)))
-    for skill, mean_error in zip(skills, errors, strict=True):
-        weights = rng.multinomial(tracks, np.full(tracks, 1 / tracks), size=500)
-        pooled = 1 - (weights @ (mean_error * (1 - skill))) / (weights @ mean_error)
-        praised += np.quantile(pooled, 0.025) > 0
-    assert praised / 400 > 0.04
-
-
 @pytest.mark.parametrize("tracks", [10, 25])
 def test_the_interval_of_a_ratio_holds_the_truth(tracks):
     """MSE with unequal numbers of pairs, whose pairs share their track's error."""
@@ -75,14 +58,6 @@ def test_the_interval_of_a_ratio_holds_the_truth(tracks):
     pairs = rng.integers(2, 6, (tracks, trials)).astype(float)
     found = ratio_over_tracks(pairs * (truth + rng.normal(0, 0.5, (tracks, trials))), pairs)
     assert 0.93 <= ((found.low <= truth) & (found.high >= truth)).mean() <= 0.97
-
-
-def test_equal_tracks_give_the_interval_of_their_mean(rng):
-    values = rng.normal(size=(12, 5))
-    found = ratio_over_tracks(values * 3, np.full((12, 5), 3.0))
-    low, high = interval_of_mean(values)
-    np.testing.assert_allclose(found.value, values.mean(axis=0))
-    np.testing.assert_allclose((found.low, found.high), (low, high))
 
 
 def test_an_interval_is_mirrored_scaled_and_shifted_with_its_values(rng):

@@ -27,21 +27,13 @@ def test_every_split_of_the_error_adds_up_to_it(frames, frame_rate, seed):
     assert measures.elements_per_second(frames, 128, frame_rate).sum() == frames * 128
 
 
-@pytest.mark.parametrize(
-    ("hertz", "band"), [(0, 0), (0.125, 1), (0.25, 2), (0.5, 2), (1, 3), (3, 3), (5, 4), (12, 5), (30, 5)]
-)
+@pytest.mark.parametrize(("hertz", "band"), [(0, 0), (0.125, 1), (0.25, 2), (1, 3), (5, 4), (30, 5)])
 def test_a_wave_of_errors_is_in_its_band(hertz, band):
     error = torch.cos(2 * math.pi * hertz * torch.arange(600) / 75)[None].double().repeat(128, 1)  # 8 s
     found = measures.error_by_band(error, 75)
     assert int(found.argmax()) == band
     assert found[band] > 0.999 * found.sum()
     assert len(found) == len(measures.BANDS)
-
-
-def test_deviation_is_linear_and_blind_to_the_mean():
-    embedding, nothing = torch.randn(128, 50), (torch.zeros(128, 50), torch.zeros(128, 1), 75)
-    once = compare(embedding, *nothing)["deviation"]
-    np.testing.assert_allclose(compare(3 * embedding + torch.randn(128, 1), *nothing)["deviation"], 3 * once, rtol=1e-6)
 
 
 def track_errors(predictions: dict, targets: torch.Tensor, tracks: list[str]) -> TrackErrors:
@@ -53,7 +45,7 @@ def track_errors(predictions: dict, targets: torch.Tensor, tracks: list[str]) ->
     return TrackErrors(errors, tracks)
 
 
-def test_slope_says_how_bold_a_prediction_is(seed):
+def test_the_slope_measures_overconfidence(seed):
     generator = torch.Generator().manual_seed(seed)
     known, unknown = torch.randn(2, 6, 128, 75, generator=generator)
     tracks = list("aabbcc")
@@ -89,7 +81,7 @@ def test_skills_of_bands_weighted_by_their_shares_are_the_skill(seed):
         assert weighted == pytest.approx(float(found.skill("model").value)), part
 
 
-def test_a_track_that_is_the_mean_itself_makes_no_infinity():
+def test_a_track_that_equals_the_mean_gives_no_infinity():
     targets = torch.randn(12, 128, 75)
     targets[0] = 0
     found = track_errors({"model": torch.zeros_like(targets)}, targets, list("abcdefghijkl"))
@@ -118,16 +110,10 @@ def test_doubling_the_amplitude_is_a_known_log_mel_distance(features):
     torch.testing.assert_close(silence, torch.full_like(silence, -5.0))
 
 
-@pytest.mark.parametrize("note", range(36, 109))
-def test_chroma_finds_every_semitone(features, note):
-    """From C2 up: with half the points there were notes without a bin."""
-    matrix = sound.pitch_classes(24000)
-    frequencies = torch.arange(matrix.shape[1]) * 24000 / sound.CHROMA_POINTS
-    own = (69 + 12 * torch.log2(frequencies.clamp_min(1e-3) / 440)).round() == note
-    assert own.any()
-    assert (matrix[note % 12] == 1)[own].all()
-    frequency = 440 * 2 ** ((note - 69) / 12)
-    assert int(features.chroma(tone(frequency))[0].sum(dim=1).argmax()) == note % 12
+def test_chroma_finds_every_semitone_from_c2_up(features):
+    for note in range(36, 109):
+        frequency = 440 * 2 ** ((note - 69) / 12)
+        assert int(features.chroma(tone(frequency, 0.5))[0].sum(dim=1).argmax()) == note % 12, note
 
 
 def test_chroma_cosine_is_1_an_octave_away_and_0_a_tritone_away(features):
@@ -135,11 +121,3 @@ def test_chroma_cosine_is_1_an_octave_away_and_0_a_tritone_away(features):
     assert sound.chroma_cosine(low, high) > 0.98
     assert sound.chroma_cosine(low, tritone) < 0.05
     assert sound.chroma_cosine(3 * low, low) == pytest.approx(1)
-
-
-def test_chroma_of_silence_is_left_out(features):
-    tones, silence = features.chroma(tone(440))[0], torch.zeros(12, 24)
-    assert math.isnan(sound.chroma_cosine(tones, silence))
-    half = torch.cat([torch.zeros(12, 10), tones[:, 10:]], dim=1)
-    assert sound.chroma_cosine(tones, half) == pytest.approx(1)
-    assert sound.chroma_cosine(silence, tones) == 0

@@ -30,7 +30,7 @@ def test_atomic_write_replaces_at_the_end_and_leaves_nothing_behind(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~before
 
 
-def test_a_file_system_that_refuses_chmod_is_no_hindrance(tmp_path, monkeypatch):
+def test_atomic_write_works_where_chmod_is_refused(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -87,7 +87,7 @@ def no_locks(*_: object) -> None:
     raise OSError(errno.ENOTSUP, "Operation not supported")
 
 
-def test_the_second_process_hears_who_holds_a_folder(tmp_path, monkeypatch):
+def test_the_error_names_the_process_that_holds_a_folder(tmp_path, monkeypatch):
     with (
         lock_folder(tmp_path, "an evaluation"),
         pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation, process {os.getpid()} on "),

@@ -1,4 +1,4 @@
-"""The codec: equal to EnCodec's own, frozen, and its weights loaded with care."""
+"""The codec: equal to EnCodec's own, frozen, and strict about its weights."""
 
 import concurrent.futures
 import hashlib
@@ -10,9 +10,8 @@ from pathlib import Path
 import encodec.model
 import pytest
 import torch
-from conftest import run_script
 
-from audio import frozen_encodec, weights
+from audio import weights
 from audio.frozen_encodec import load_frozen_encodec
 from audio.weights import find_weights
 from common.errors import UserError
@@ -20,7 +19,8 @@ from common.errors import UserError
 
 @pytest.fixture(scope="module")
 def waveforms():
-    time = torch.arange(16 * 24000) / 24000
+    """Four seconds of two chords over noise, [2, 1, samples]."""
+    time = torch.arange(4 * 24000) / 24000
     notes = torch.stack([torch.sin(6.2832 * f * time) for f in (220.0, 331.0)])
     return (0.2 * notes + 0.05 * torch.randn(2, len(time), generator=torch.Generator().manual_seed(1))).unsqueeze(1)
 
@@ -31,7 +31,7 @@ def test_pieces_give_encodecs_own_result(codec, waveforms):
     assert (got - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize("samples", [1, 100, 319, 320, 321, 15999, 16001, 16961, 40000])
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 15999, 16961, 40000])
 def test_any_length(codec, waveforms, samples):
     short = waveforms[:, :, :samples]
     got, expected = codec.encode(short), codec.model.encoder(short)
@@ -40,42 +40,20 @@ def test_any_length(codec, waveforms, samples):
     torch.testing.assert_close(codec.decode(expected), codec.model.decoder(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_decoding_in_pieces(codec, waveforms):
-    embeddings = codec.encode(waveforms)
-    decoded = codec.decode(embeddings)
-    assert decoded.shape == (2, 1, 1200 * 320)
-    torch.testing.assert_close(decoded, codec.model.decoder(embeddings), atol=1e-5, rtol=0)
-
-
 def test_an_embedding_does_not_depend_on_the_batch(codec, waveforms):
-    batch = waveforms[:, :, :48000].repeat(4, 1, 1) * torch.linspace(0.5, 1, 8)[:, None, None]
+    batch = waveforms[:, :, :24000].repeat(3, 1, 1) * torch.linspace(0.5, 1, 6)[:, None, None]
     together = codec.encode(batch)
-    for size in (1, 2, 3, 5, 8):
+    for size in (1, 2, 5):
         assert torch.equal(codec.encode(batch[:size]), together[:size])
 
 
-def test_codecs_may_run_in_several_threads_and_leave_the_number_of_torchs_as_it_was(codec, waveforms):
-    """A damaged cache entry is encoded again by whichever thread reads it."""
-    before, short = torch.get_num_threads(), waveforms[:, :, :48000]
+def test_several_threads_may_encode_at_once(codec, waveforms):
+    """A damaged cache entry is encoded again by the thread that reads it."""
+    before, short = torch.get_num_threads(), waveforms[:, :, :12000]
     expected = codec.encode(short)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(torch.equal(found, expected) for found in pool.map(codec.encode, [short] * 8))
     assert torch.get_num_threads() == before
-
-
-def test_folding_the_weight_norm_changes_nothing(codec, waveforms):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        original = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
-    torch.manual_seed(3)
-    state = {k: torch.randn_like(v) * 0.05 if "weight_v" in k else v for k, v in original.state_dict().items()}
-    original.load_state_dict(state)
-    original.set_target_bandwidth(6.0)
-    short = waveforms[:, :, :8000]
-    expected = original.encoder(short).detach()
-    folded = frozen_encodec.FrozenEncodec(original, "test", "untrained")
-    torch.testing.assert_close(folded.encode(short), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_quantize_is_what_6_kbps_can_carry(codec, waveforms):
@@ -103,7 +81,7 @@ def test_wrong_shapes_say_what_is_expected(codec):
             call(torch.zeros(1, 64, 10))
 
 
-def test_untrained_is_the_same_every_time_and_leaves_the_random_numbers_alone(codec):
+def test_untrained_weights_are_always_the_same(codec):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     again = load_frozen_encodec("untrained")
@@ -140,15 +118,6 @@ def test_weights_from_a_file_or_a_folder(tmp_path, waveforms):
     assert load_frozen_encodec(str(save_weights(tmp_path / "other", 2))).fingerprint != from_file.fingerprint
 
 
-def test_a_flipped_byte_in_the_weights_is_noticed(tmp_path):
-    path = save_weights(tmp_path, 1)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        load_frozen_encodec(str(path))
-
-
 class Payload:
     def __init__(self, trace: Path):
         self.trace = trace
@@ -163,12 +132,6 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
     with pytest.raises(UserError, match="not the weights"):
         load_frozen_encodec(str(path))
     assert not (tmp_path / "trace").exists()
-
-
-def test_another_models_weights_are_refused(tmp_path):
-    path = save_weights(tmp_path, 0, content={"weight": torch.zeros(2)})
-    with pytest.raises(UserError, match="not the weights of the 24 kHz EnCodec"):
-        load_frozen_encodec(str(path))
 
 
 def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
@@ -195,11 +158,11 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
     assert find_weights("pretrained") == found, "the second time there is no server"
 
 
-def test_no_weights_and_no_network_is_one_line(tmp_path):
-    """From every script that needs them; the setup test, which fetches them, runs the other checks all the same."""
-    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
-    line = run_script("test_simple_setup.py", status=1, **proxy).stdout
-    assert f"no EnCodec weights at {tmp_path}" in line and "run python test_simple_setup.py" in line
-    assert "--encodec_weights FILE" in line
+def test_no_weights_and_no_network_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"no EnCodec weights at {tmp_path}.*run python test_simple_setup.py") as caught:
+        find_weights("pretrained")
+    assert "--encodec_weights FILE" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--encodec_weights none: no file none"):
-        load_frozen_encodec("none")
+        find_weights("none")

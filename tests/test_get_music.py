@@ -84,7 +84,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_what_there_is_is_fetched_once(tmp_path, archive):
+def test_available_packages_are_fetched_once(tmp_path, archive):
     music = tmp_path / "music"
     done = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert done.stdout.startswith(f"downloading 0 MB to {music}/, packages: 2\n") and names(music) == EXPECTED

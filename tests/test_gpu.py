@@ -1,4 +1,4 @@
-"""What only a GPU can show. TEST_DEVICE=cpu runs the same on a CPU, so that no mistake waits for a card.
+"""What only a GPU can show. TEST_DEVICE=cpu runs the same on a CPU, so that mistakes show without a card.
 
 python -m pytest -m gpu tests/test_gpu.py
 """

@@ -26,20 +26,23 @@ def test_859520_parameters():
     assert count_parameters(SimpleTransformer(num_layers=1)) == 859_520 - 3 * 198_272
 
 
-def test_untrained_it_predicts_mean_plus_gain_times_copy():
+def test_the_untrained_model_predicts_mean_plus_gain_times_copy():
     model, x = with_statistics(SimpleTransformer()), torch.randn(2, 128, 50)
     expected = model.mean + model.gain * (x - model.mean)
     assert torch.equal(model(x), expected) and torch.equal(model.channel_regression(x), expected)
 
 
-def test_before_statistics_are_set_it_predicts_the_constant_mean():
-    assert torch.equal(SimpleTransformer()(torch.randn(2, 128, 50)), torch.zeros(2, 128, 50))
-
-
-def test_layers_start_different_from_each_other():
+def test_layers_start_with_different_weights():
     layers = SimpleTransformer().layers
-    weights = [layer.self_attn.in_proj_weight for layer in layers] + [layer.linear1.weight[:128] for layer in layers]
-    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i] if a.shape == b.shape)
+    weights = [layer.linear1.weight for layer in layers]
+    assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+def test_cudnns_attention_is_turned_off():
+    """NaNs were reported of its backward pass in bf16."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    SimpleTransformer(num_layers=1)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_layer_is_torchs_own():
@@ -59,8 +62,8 @@ def test_a_layer_is_torchs_own():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_fused_attention_is_in_use(training, monkeypatch):
-    """Nothing but the fused kernel is allowed, and it is called once a layer: in eval mode too."""
+def test_fused_attention_is_used(training, monkeypatch):
+    """Only the fused kernel is allowed; it is called once per layer, in eval mode too."""
     model, calls = SimpleTransformer().train(training), []
     attention = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -72,7 +75,7 @@ def test_fused_attention_is_in_use(training, monkeypatch):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_dropout_on_attention_is_what_was_asked_for_and_only_in_training(p, monkeypatch):
+def test_attention_dropout_is_as_set_and_only_in_training(p, monkeypatch):
     rates = []
     attention = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -85,20 +88,6 @@ def test_dropout_on_attention_is_what_was_asked_for_and_only_in_training(p, monk
     assert rates == [p] * 4 + [0.0] * 4
     again = SimpleTransformer.from_checkpoint({"model": model.state_dict(), "model_config": model.config})
     assert [layer.self_attn.dropout for layer in again.layers] == [p, p]
-
-
-def test_a_checkpoint_from_before_attention_dropout_loads():
-    model = SimpleTransformer(num_layers=1)
-    config = {key: value for key, value in model.config.items() if key != "attention_dropout"}
-    again = SimpleTransformer.from_checkpoint({"model": model.state_dict(), "model_config": config})
-    assert again.config == model.config and again.layers[0].self_attn.dropout == 0
-
-
-def test_cudnns_attention_is_off_once_a_model_is_built():
-    """NaNs were reported of its backward pass in bf16."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    SimpleTransformer(num_layers=1)
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -120,7 +109,7 @@ def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
     assert dropout.eval()(x) is x
 
 
-@pytest.mark.parametrize("time", [1, 2, 75, 1200, 1201, 3000])
+@pytest.mark.parametrize("time", [1, 75, 1201])
 def test_any_length(time):
     assert SimpleTransformer().eval()(torch.randn(1, 128, time)).shape == (1, 128, time)
 
@@ -135,7 +124,7 @@ def test_position_and_every_frame_matter_once_trained():
     assert (model(changed) - model(flat)).abs().amax(dim=1).min() > 0, "some frame does not see frame 30"
 
 
-def test_standardising_makes_it_blind_to_scale_and_offset():
+def test_scale_and_offset_of_channels_make_no_difference():
     torch.manual_seed(0)
     a, b = randomised(SimpleTransformer(dropout=0.0)), SimpleTransformer(dropout=0.0)
     b.load_state_dict(a.state_dict())
@@ -150,11 +139,6 @@ def test_standardising_makes_it_blind_to_scale_and_offset():
 def test_wrong_shapes_say_what_is_expected(shape):
     with pytest.raises(ValueError, match=r"expected embeddings \[B, 128, T\], got"):
         SimpleTransformer()(torch.zeros(*shape))
-
-
-def test_heads_must_divide_the_channels():
-    with pytest.raises(ValueError, match="multiple of num_heads 7"):
-        SimpleTransformer(num_heads=7)
 
 
 def test_a_checkpoint_says_what_model_it_holds(tmp_path):

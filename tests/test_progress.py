@@ -1,4 +1,4 @@
-"""Progress: what a log and a terminal show of a long piece of work."""
+"""Progress: what a log and a terminal show of long work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.progress import Progress
 
 @pytest.fixture()
 def clock(monkeypatch):
-    """Seconds that pass only when a test says so."""
+    """A clock that moves only when a test moves it."""
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
@@ -28,7 +28,7 @@ def test_a_log_gets_a_line_every_half_minute_with_the_time_left(capsys, clock):
     assert 11 <= len(lines) <= 13 and all("of 100 tracks cut, " in line for line in lines)
 
 
-def test_short_work_says_nothing_and_other_work_starts_anew(capsys, clock):
+def test_short_work_prints_nothing_and_other_work_starts_over(capsys, clock):
     progress = Progress()
     assert list(progress.over("abc", 3, "tracks cut")) == ["a", "b", "c"]
     clock[0] += 100
@@ -38,15 +38,7 @@ def test_short_work_says_nothing_and_other_work_starts_anew(capsys, clock):
     assert capsys.readouterr().out == "1.00 of 2.00 h of audio encoded, 1 min left\n"
 
 
-def test_only_the_first_process_shows_it(capsys, clock):
-    progress = Progress(is_shown=False)
-    progress(0, 3, "pairs")
-    clock[0] += 100
-    progress(2, 3, "pairs")
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_terminal_shows_a_bar_and_lines_stand_apart_from_it(capsys, monkeypatch):
+def test_a_terminal_shows_lines_above_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress()
     for song in progress.over(["one", "two"], 2, "songs continued"):

@@ -1,4 +1,4 @@
-"""Every kind of audio file is read right as far as it is good, and what is not whole is named with a true reason."""
+"""Every kind of audio file is read correctly up to its first damage, and the damage is reported with its reason."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_zoo import CRAFTED, FFMPEG, RATE, ZOO, song, write
+from audio_files import FFMPEG, RATE, mono_song, song, write
+from audio_zoo import ZOO
 
 from audio.reading import AudioError, open_audio
 from audio.segments import read_last_samples
@@ -24,7 +25,7 @@ def read(path: Path) -> tuple[np.ndarray, int, str]:
 def snr_db(truth: np.ndarray, got: np.ndarray) -> tuple[float, int]:
     """How well one gain and one delay explain `got` by `truth`, without their first and last 0.1 s; the delay."""
     count = min(len(truth), len(got))
-    size = 1 << (2 * count).bit_length()
+    size = count + count // 4  # a delay of a quarter is far more than any
     spectra = (np.fft.rfft(samples[:count], size) for samples in (truth, got))
     match = np.fft.irfft(next(spectra).conj() * next(spectra))
     delay = int(np.abs(match).argmax())
@@ -37,21 +38,21 @@ def snr_db(truth: np.ndarray, got: np.ndarray) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("name", ZOO, ids=ascii)
-def test_it_is_read_as_far_as_it_is_good(tmp_path, name, capfd):
+def test_a_file_is_read_up_to_its_first_damage(tmp_path, name, capfd):
     animal, path = ZOO[name], tmp_path / name
     animal.make(path)
     if animal.refused:
         with pytest.raises(AudioError, match=animal.refused):
             read(path)
-        assert capfd.readouterr() == ("", ""), "the decoder speaks to the terminal"
+        assert capfd.readouterr() == ("", ""), "the decoder writes to the terminal"
         return
     samples, rate, problem = read(path)
-    assert capfd.readouterr() == ("", ""), "the decoder speaks to the terminal"
+    assert capfd.readouterr() == ("", ""), "the decoder writes to the terminal"
     assert animal.says in problem and bool(animal.says) == bool(problem), problem
     assert animal.seconds - 0.05 <= len(samples) / rate
     assert len(samples) / rate <= (25 if animal.seconds > 13 or "chained" in name else 12.3)
     # Each stretch is the song's, at its place: right speed, nothing spliced.
-    truth, seconds = song(rate=rate).mean(axis=1), min(12, len(samples) / rate)
+    truth, seconds = mono_song(rate), min(12, len(samples) / rate)
     delays = []
     for start in np.arange(0, seconds - 1.99, 2):
         here = slice(int(start * rate), int((start + 2) * rate))
@@ -59,24 +60,6 @@ def test_it_is_read_as_far_as_it_is_good(tmp_path, name, capfd):
         assert quality >= animal.snr_db, f"{quality:.1f} dB from {start} s on"
         delays.append(delay)
     assert max(delays) - min(delays) <= 2 and abs(delays[0]) < 0.06 * rate, delays
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of peak memory")
-def test_a_crafted_header_takes_no_memory(tmp_path, name):
-    def memory_mb(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) // 1024
-
-    (tmp_path / name).write_bytes(CRAFTED[name]())
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-    before = memory_mb("VmRSS")
-    try:
-        samples, _, problem = read(tmp_path / name)
-        assert len(samples) <= 60000 or problem
-    except AudioError as error:
-        assert str(error)
-    assert memory_mb("VmHWM") - before < 100
 
 
 def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
@@ -93,17 +76,16 @@ def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / f"a.{kind}")[0], first)
 
 
-def test_the_end_is_found_without_seeking(tmp_path):
-    """Of a file that libsndfile cannot seek in, and of one with a large cover."""
+def test_the_end_of_a_file_that_cannot_be_seeked_is_found(tmp_path):
     for name in ("cover in front.flac", "by ffmpeg.m4a", "plain.ogg"):
         if name in ZOO:
             ZOO[name].make(tmp_path / name)
             got, problem = read_last_samples(tmp_path / name, 2 * 24000, 24000)
-            truth = song(rate=24000).mean(axis=1)[-2 * 24000 :]
+            truth = mono_song(24000)[-2 * 24000 :]
             assert problem == "" and snr_db(truth, got)[0] > 28, name
 
 
-def test_a_channel_that_cancels_the_other_is_noticed(tmp_path):
+def test_channels_that_cancel_are_noticed(tmp_path):
     left = song(2)[:, :1]
     for name, audio in {"opposite": np.hstack([left, -left]), "stereo": song(2), "silent": 0 * song(2)}.items():
         soundfile.write(tmp_path / f"{name}.wav", audio, RATE)
@@ -112,14 +94,17 @@ def test_a_channel_that_cancels_the_other_is_noticed(tmp_path):
             assert bool(opened.channels_cancel) == (name == "opposite")
 
 
+WITH_CHECKSUMS = ["plain.flac", "plain.ogg", "by ffmpeg.opus", "lossless.oga", "lossless.wv", "lossless.tta"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in ZOO if not ZOO[n].refused and (n.startswith(("by f", "lossl", "plain")))])
-def test_no_damage_crashes_it_or_is_read_as_music(tmp_path, name, rng):
-    """Bytes overwritten, removed, zeroed or cut anywhere: what is read before the damage is the song, at its place."""
+@pytest.mark.parametrize("name", [name for name in WITH_CHECKSUMS if name in ZOO])
+def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
+    """Bytes are overwritten, removed, zeroed or cut; whatever is read is the song, at its place."""
     path = tmp_path / name
     ZOO[name].make(path)
-    whole, has_checksum = path.read_bytes(), path.suffix in (".flac", ".ogg", ".opus", ".oga", ".wv", ".tta")
-    for _ in range(12):
+    whole = path.read_bytes()
+    for _ in range(8):
         damaged, where = bytearray(whole), int(rng.integers(len(whole)))
         length = int(rng.choice([1, 50, 2000]))
         how = rng.choice(["removed", "overwritten", "zeroed", "cut"])
@@ -134,10 +119,10 @@ def test_no_damage_crashes_it_or_is_read_as_music(tmp_path, name, rng):
         except AudioError as error:
             assert str(error)
             continue
-        if not has_checksum or damaged == whole:
+        if damaged == whole:
             continue
         # A first page may be missing; from there on every second is the song's, and at its place.
-        truth, seconds = song(rate=rate).mean(axis=1), len(samples) / rate
+        truth, seconds = mono_song(rate), len(samples) / rate
         start_s = place_of(samples[rate // 10 : rate], truth) / rate - 0.1 if seconds > 1 else 0
         damage = f"{how} {length} at {where} of {len(whole)}"
         assert problem or start_s + seconds > 11.7, damage
@@ -148,20 +133,15 @@ def test_no_damage_crashes_it_or_is_read_as_music(tmp_path, name, rng):
             assert quality > 15 and abs(delay) < 20, f"{damage}: {quality:.0f} dB, {second} s"
 
 
-FUZZED = ["plain.wav", "plain.flac", "plain.mp3", "plain.ogg", "PCM_16.aiff", "FLOAT.wav"]
-FUZZED += [
-    n for n in ZOO if FFMPEG and n in ("by ffmpeg.m4a", "by ffmpeg.wma", "by ffmpeg.opus", "film.avi", "7.1.mov")
-]
+FUZZED = ["plain.wav", "plain.flac", "plain.mp3", "plain.ogg", "plain.aiff"]
+FUZZED += ["by ffmpeg.m4a", "by ffmpeg.wma", "by ffmpeg.opus", "film.avi"] if FFMPEG else []
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_any_byte_and_any_end_give_sound_or_a_reason(tmp_path, name, rng, recwarn):
-    """Nothing but samples, what is not whole, or AudioError; a process that dies shows as a crashed test."""
+def test_no_damaged_header_raises_another_error(tmp_path, name, rng, recwarn):
+    """A changed byte or a cut anywhere gives samples or an AudioError; a process that dies shows as a crashed test."""
     path = tmp_path / name
-    if name in ZOO:
-        ZOO[name].make(path)
-    else:
-        write(path, song(0.3), format=path.suffix[1:].upper(), subtype=path.stem)
+    ZOO[name].make(path)
     whole = path.read_bytes()[:40_000]
     ends = [*range(64), *rng.integers(64, 4096, 20), *rng.integers(64, len(whole), 20)]
     contents = [whole[:end] for end in ends]
@@ -174,15 +154,6 @@ def test_any_byte_and_any_end_give_sound_or_a_reason(tmp_path, name, rng, recwar
         except AudioError as error:
             assert str(error)
     assert not [str(warning.message) for warning in recwarn], "a warning on the user's terminal"
-
-
-@pytest.mark.skipif(not FFMPEG, reason="ffmpeg is not installed")
-def test_an_ogg_cut_behind_the_name_of_a_page_is_named(tmp_path):
-    ZOO["plain.ogg"].make(tmp_path / "a.ogg")
-    whole = (tmp_path / "a.ogg").read_bytes()
-    for kept in (4, 5, 6, 13):
-        (tmp_path / "cut.ogg").write_bytes(whole[: whole.rindex(b"OggS") + kept])
-        assert "its last page is missing" in read(tmp_path / "cut.ogg")[2]
 
 
 def place_of(part: np.ndarray, whole: np.ndarray) -> int:

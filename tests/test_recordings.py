@@ -1,13 +1,11 @@
-"""The same recording is recognised across cuts and encodings; different music never is."""
+"""The same recording is recognized across cuts; different music never is."""
 
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import soundfile
-from conftest import ROOT, SHARED_MUSIC, noise
+from conftest import ROOT, noise
 
 from audio.reading import open_audio
 from audio.segments import SAMPLE_RATE, stream_segments
@@ -42,13 +40,7 @@ def songs(rng):
     return [noise(rng, 40 * SAMPLE_RATE)[:, 0] for _ in range(4)]
 
 
-def test_the_pieces_do_not_matter(songs):
-    whole = Fingerprint(SAMPLE_RATE)
-    whole.add(songs[0])
-    np.testing.assert_array_equal(whole.prints(), prints_of(songs[0]))
-
-
-def test_a_cut_copy_is_recognised_wherever_it_begins(songs, rng):
+def test_a_cut_copy_is_recognized_wherever_it_begins(songs, rng):
     tracks = [prints_of(song) for song in songs]
     for start in rng.integers(0, 19 * SAMPLE_RATE, 12):
         copy = 0.3 * songs[2][start:] + 0.01 * rng.standard_normal(len(songs[2]) - start)
@@ -88,31 +80,7 @@ def test_the_demos_tracks_share_sounds_and_are_different(tmp_path):
     assert find_repeats([prints_of_file(path) for path in sorted(tmp_path.iterdir())]) == {}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED_MUSIC.is_dir(), reason="the shared recordings are not here")
-@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-def test_real_recordings_in_other_encodings(tmp_path):
-    originals = sorted(SHARED_MUSIC.glob("*.ogg"))
-    tracks = [prints_of_file(path) for path in originals]
-    assert find_repeats(tracks) == {}
-    for number, path in enumerate(originals):
-        for end, options in {
-            "mp3": ["-b:a", "64k", "-ss", "3.1", "-af", "acompressor,highpass=f=100,volume=0.3"],
-            "m4a": ["-b:a", "96k", "-ss", "0.1"],
-            "opus": ["-b:a", "48k"],
-            "flac": ["-ss", "7.77", "-ar", "22050"],
-        }.items():
-            copy = tmp_path / f"copy.{end}"
-            subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", path, "-vn", *options, copy], check=True)
-            assert find_repeats([*tracks, prints_of_file(copy)]) == {len(tracks): number}, (path, end)
-
-
-def test_many_tracks_take_seconds(rng):
+def test_one_copy_among_many_tracks_is_found(rng):
     tracks = [rng.integers(1, 2**32, 937, dtype=np.uint64).astype(np.uint32) for _ in range(2000)]
     tracks.append(tracks[700][100:])
     assert find_repeats(tracks) == {2000: 700}
-
-
-def test_soundfiles_mp3_of_a_track(tmp_path, songs):
-    soundfile.write(tmp_path / "a.mp3", songs[0], SAMPLE_RATE)
-    assert find_repeats([prints_of(songs[1]), prints_of(songs[0]), prints_of_file(tmp_path / "a.mp3")]) == {2: 1}

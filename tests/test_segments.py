@@ -1,4 +1,4 @@
-"""Segments put end to end are the whole track resampled, to the last bit; nothing is lost but the tail."""
+"""Segments joined are the whole track resampled, to the last bit; only the tail is dropped."""
 
 import io
 import itertools
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio.reading import open_audio
-from audio.segments import level_dbfs, read_last_samples, stream_segments, to_pcm16, wav_bytes
+from audio.segments import read_last_samples, stream_segments, to_pcm16, wav_bytes
 
 
 def whole_resample(audio: np.ndarray, rate: int) -> np.ndarray:
@@ -27,8 +27,8 @@ def segments_of(path, seconds: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     "rate, channels, seconds",
-    [(8000, 1, 4), (16000, 2, 4), (22050, 2, 4), (24000, 1, 4), (44100, 2, 4), (44100, 6, 4), (48000, 2, 4),
-     (96000, 1, 4), (4000, 1, 16), (44056, 1, 4), (44101, 2, 4), (11127, 1, 4), (22222, 1, 4)],
+    [(4000, 1, 8), (22050, 2, 2), (24000, 1, 2), (44100, 2, 2), (44100, 6, 2), (96000, 1, 2), (44101, 2, 2),
+     (11127, 1, 4)],
 )  # fmt: skip
 def test_segments_and_the_end_are_the_whole_track_resampled(tmp_path, rng, rate, channels, seconds):
     audio = noise(rng, int(3.3 * seconds * rate), channels)
@@ -46,20 +46,6 @@ def test_segments_and_the_end_are_the_whole_track_resampled(tmp_path, rng, rate,
             np.testing.assert_allclose(got, whole, atol=1e-6)
         else:
             np.testing.assert_array_equal(got, whole)
-
-
-@pytest.mark.parametrize("rate", [8000, 11127, 44100, 44101, 48000, 96000])
-def test_a_tone_keeps_its_pitch_place_and_loudness(tmp_path, rate):
-    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(3 * rate) / rate)
-    soundfile.write(tmp_path / "a.wav", tone, rate, subtype="FLOAT")
-    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(24000, 48000) / 24000)
-    np.testing.assert_allclose(segments_of(tmp_path / "a.wav", 1)[1], expected, atol=1e-4)
-
-
-def test_the_end_of_a_short_file_is_all_of_it(tmp_path, rng):
-    audio = noise(rng, 44100)
-    soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
-    np.testing.assert_array_equal(read_last_samples(tmp_path / "a.wav", 10**6, 24000)[0], whole_resample(audio, 44100))
 
 
 class Numbers:
@@ -96,9 +82,9 @@ def test_no_sample_twice_and_none_lost_but_the_tail(segments, more, seconds, rat
     assert all(len(segment) == length for segment in resampled)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, -101])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -101])
 @pytest.mark.parametrize("at_s", [2.5, 3.9999])
-def test_a_segment_with_numbers_that_are_no_sound_is_nan_and_its_neighbours_are_clean(tmp_path, rng, value, at_s):
+def test_a_segment_with_invalid_samples_is_nan_and_its_neighbors_are_clean(tmp_path, rng, value, at_s):
     audio = noise(rng, 6 * 44100)
     clean = whole_resample(audio, 44100)
     audio[int(at_s * 44100)] = value
@@ -123,12 +109,6 @@ def test_16_bit_audio_at_24_khz_comes_back_unchanged(tmp_path, rng):
 def test_clipping_is_counted_and_never_wraps():
     pcm16, clipped = to_pcm16(np.array([0.0, 0.5, 1.0, 1.5, -1.0, -1.5], np.float32))
     assert clipped == 3 and pcm16.tolist() == [0, 16384, 32767, 32767, -32768, -32768]
-
-
-def test_level_of_a_full_scale_sine_and_of_silence():
-    sine = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000).astype(np.float32)
-    assert level_dbfs(sine) == pytest.approx(-3.01, abs=0.01)
-    assert level_dbfs(np.zeros(10, np.float32)) == level_dbfs(np.full(10, 0.5, np.float32)) == -np.inf
 
 
 def test_a_wav_holds_the_samples_and_its_comment_near_the_start(rng):

@@ -1,4 +1,4 @@
-"""Which pairs are taken, and into which split: any music, any headers, any limits."""
+"""Which pairs are selected, and for which split, whatever the music, its headers and the limits."""
 
 import itertools
 from unittest import mock
@@ -49,14 +49,14 @@ def test_the_validation_tracks(capacities, max_pairs, data):
 
 
 class ThisProcess:
-    """Workers that are none: what they do is done here."""
+    """In place of workers: everything runs in this process."""
 
     def map(self, function, items, on_death):
         return map(function, items)
 
 
 class Music:
-    """Tracks of usable and unusable segments, staged in no time; their headers may lie."""
+    """Tracks of usable and unusable segments without audio; their headers may be wrong."""
 
     def __init__(self, tracks: list[list[bool]], promised: list[int]):
         self.names = [f"{i}.wav" for i in range(len(tracks))]
@@ -131,14 +131,3 @@ def test_wrong_headers_cost_a_second_reading_and_no_pair(promised):
 def test_a_single_track_is_split_in_time():
     selection = Music([[True] * 31], [31]).select(2000, 200)
     assert [p.index for p in selection.train] == list(range(26)) and [p.index for p in selection.val] == [27, 28, 29]
-
-
-def test_a_track_keeps_its_split_when_music_is_added():
-    tracks = [[True] * 12] * 6
-    first = Music(tracks[:4], [12] * 4)
-    before = first.select(40, 6)
-    known = {p.track.source: "train" for p in before.train} | {p.track.source: "val" for p in before.val}
-    after = Music(tracks, [12] * 6).select(60, 12, known)
-    for part, split in ((after.train, "train"), (after.val, "val")):
-        assert all(known.get(pair.track.source, split) == split for pair in part)
-    assert len(after.used) == 6

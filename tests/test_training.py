@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, one_line_error, run_script
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.utils.data import DistributedSampler
 from training_runs import QUICK, SCRIPT, baselines, command, difference, load, metrics
 
 from dataset_wav_pairs import WavPairsDataset
@@ -20,8 +17,8 @@ from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint
 from training.statistics import channel_statistics
 
-# A run with the same global batch of 6 by 1, 2 and 3 processes, without dropout.
-PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+# A run with the same global batch of 6 by 1 and 3 processes, without dropout.
+PROCESSES = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def embeddings(dataset: Path, split: str, codec) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_the_logged_validation_mse_is_exact(runs, small_dataset, codec, processes):
-    """19 training and 3 validation pairs: uneven for 2 processes."""
+    """19 training and 3 validation pairs do not divide evenly."""
     folder = runs(processes)
     inputs, targets = embeddings(small_dataset, "val", codec)
     best = load_checkpoint(folder / "best_model.pt")
@@ -87,7 +84,7 @@ def test_baselines_and_statistics_are_exact(runs, small_dataset, codec, processe
         assert line["skill"] == pytest.approx(1 - line["val_mse"] / logged["training_mean"], abs=1e-9)
 
 
-def test_the_gain_finds_what_copies_and_what_does_not(seed):
+def test_the_gain_of_copied_and_independent_channels(seed):
     generator = torch.Generator().manual_seed(seed)
     x, noise = torch.randn(2, 40, 3, 500, generator=generator) + 100
     y = torch.stack([x[:, 0], noise[:, 1], 100 - 0.5 * (x[:, 2] - 100)], dim=1)
@@ -98,29 +95,14 @@ def test_the_gain_finds_what_copies_and_what_does_not(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_follow_one(runs, processes):
-    """The same global batches, but that the last, 19 = 3 x 6 + 1, repeats pairs to give each process one."""
-    for one, several in zip(metrics(runs(1)), metrics(runs(processes)), strict=True):
+def test_several_processes_learn_what_one_does(runs):
+    """The global batches are equal, except the last: 19 = 3 x 6 + 1, so it repeats pairs to give each process one."""
+    for one, several in zip(metrics(runs(1)), metrics(runs(3)), strict=True):
         for key in ("train_mse", "val_mse"):
             assert several[key] == pytest.approx(one[key], rel=0.01), key
 
 
-@given(st.integers(1, 100), st.integers(1, 8), st.integers(0, 9), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_every_pair_is_trained_on_in_every_epoch_in_another_order(num_pairs, world_size, seed, epoch):
-    def order(epoch: int) -> list[list[int]]:
-        samplers = [DistributedSampler(range(num_pairs), world_size, rank, seed=seed) for rank in range(world_size)]
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        return [list(sampler) for sampler in samplers]
-
-    assert {i for rank in order(epoch) for i in rank} == set(range(num_pairs))
-    assert len({len(rank) for rank in order(epoch)}) == 1, "a step that one process does not take would hang the rest"
-    assert num_pairs < 20 or order(epoch) != order(epoch + 1)
-
-
-def test_the_log_is_made_for_tail(runs):
+def test_the_log_has_a_line_for_each_epoch(runs):
     log = (runs(1) / "log").read_text()
     for part in ("commit", "torch 2", "1 x cpu", "batch_size=6", "19 train and 3 val pairs", "training mean"):
         assert part in log
@@ -146,9 +128,8 @@ def test_reproducible_from_its_seed(small_dataset, tmp_path, run):
 
 
 @pytest.mark.slow
-def test_however_the_embeddings_come_it_trains_the_same(small_dataset, tmp_path, run, monkeypatch):
-    """From memory, from the cache as needed, or encoded at every use."""
-    # A cache of its own: the same threads must have filled it, as their number decides the last bits.
+def test_training_is_the_same_from_memory_cache_or_codec(small_dataset, tmp_path, run, monkeypatch):
+    # A cache of its own, filled by the same number of threads: that number decides the last bits.
     args = ("--epochs", 2, "--cache_dir", tmp_path / "cache")
     run(*command(small_dataset, tmp_path / "memory", *args))
     before = set(small_dataset.rglob("*.npy"))
@@ -164,8 +145,8 @@ def test_however_the_embeddings_come_it_trains_the_same(small_dataset, tmp_path,
 # ------------------------------------------------------------------ when it stops
 
 
-def test_early_stopping_and_scheduler_at_exactly_the_right_epoch(small_dataset, tmp_path, run):
-    """Gradients clipped to nothing: the model stays as it is, so nothing is better than epoch 1."""
+def test_early_stopping_and_scheduler_act_at_the_right_epoch(small_dataset, tmp_path, run):
+    """Gradients are clipped to nothing, so the model never changes and epoch 1 stays the best."""
     args = ("--max_grad_norm", 1e-30, "--weight_decay", 0, "--patience", 7, "--scheduler_patience", 2, "--epochs", 50)
     result = run(*command(small_dataset, tmp_path, *args, "--checkpoint_every", 3))
     lines = metrics(tmp_path)
@@ -181,7 +162,7 @@ def test_early_stopping_and_scheduler_at_exactly_the_right_epoch(small_dataset, 
 
 
 def test_best_model_is_the_best(small_dataset, tmp_path, run):
-    run(*command(small_dataset, tmp_path, "--epochs", 12, "--lr", 0.02, "--patience", 50))
+    run(*command(small_dataset, tmp_path, "--epochs", 8, "--lr", 0.02))
     lines = metrics(tmp_path)
     best = min(lines, key=lambda line: line["val_mse"])
     assert load(tmp_path / "best_model.pt")["epoch"] == best["epoch"]
@@ -191,19 +172,31 @@ def test_best_model_is_the_best(small_dataset, tmp_path, run):
         lowest = min(lowest, line["val_mse"])
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pair(small_dataset, tmp_path, codec, processes):
-    shutil.copytree(small_dataset, tmp_path / "data")
-    args = ("--num_processes", processes, "--batch_size", 1)
-    run_script(*command(tmp_path / "data", tmp_path / "run", *args, "--epochs", 1))
-    good = load(tmp_path / "run" / "last.pt")
-    dataset = WavPairsDataset(tmp_path / "data" / "train", codec)
+def spoil_a_pair(split_dir: Path, codec) -> str:
+    """Overwrite the cached target of a pair by numbers whose square is infinite; the pair's name."""
+    dataset = WavPairsDataset(split_dir, codec)
     keys = [key for pair in dataset.keys for key in pair]
     alone = next(i for i, key in enumerate(keys) if keys.count(key) == 1)
     dataset.cache.write(keys[alone], np.full((128, 75), 1e30))
-    says = f"pairs {dataset.name(alone // 2)};"
-    line = one_line_error(*command(tmp_path / "data", tmp_path / "run", *args, "--epochs", 3), says=says)
-    assert "not finite" in line and not difference(load(tmp_path / "run" / "last.pt"), good)
+    return dataset.name(alone // 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pair(small_dataset, tmp_path, codec, run, fails):
+    shutil.copytree(small_dataset, tmp_path / "data")
+    train = command(tmp_path / "data", tmp_path / "run", "--batch_size", 1)
+    run(*train, "--epochs", 1)
+    good = load(tmp_path / "run" / "last.pt")
+    pair = spoil_a_pair(tmp_path / "data" / "train", codec)
+    assert "not finite" in fails(*train, "--epochs", 3, says=f"pairs {pair};")
+    assert not difference(load(tmp_path / "run" / "last.pt"), good)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_processes(small_dataset, tmp_path, codec):
+    shutil.copytree(small_dataset, tmp_path / "data")
+    pair = spoil_a_pair(tmp_path / "data" / "train", codec)
+    train = command(tmp_path / "data", tmp_path / "run", "--batch_size", 1, "--num_processes", 2)
+    assert "not finite" in one_line_error(*train, says=f"pairs {pair};")
 
 
 def test_a_validation_that_is_not_finite_stops_the_run_before_it_saves(small_dataset, tmp_path, fails):
@@ -219,27 +212,13 @@ def test_a_validation_that_is_not_finite_stops_the_run_before_it_saves(small_dat
 
 @pytest.mark.slow
 def test_torchrun_starts_the_same_training(small_dataset, tmp_path, runs):
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / SCRIPT]
-    words += [*command(small_dataset, tmp_path, "--batch_size", 3, "--epochs", 3, "--dropout", 0)[1:]]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", ROOT / SCRIPT]
+    words += [*command(small_dataset, tmp_path, "--batch_size", 2, "--epochs", 3, "--dropout", 0)[1:]]
     subprocess.run(list(map(str, words)), check=True, capture_output=True, timeout=200)
-    assert not difference(load(tmp_path / "last.pt")["model"], load(runs(2) / "last.pt")["model"])
+    assert not difference(load(tmp_path / "last.pt")["model"], load(runs(3) / "last.pt")["model"])
 
 
 @pytest.mark.slow
-def test_processes_fill_one_cache_together(small_dataset, tmp_path, codec):
-    args = ("--num_processes", 3, "--epochs", 1, "--cache_dir", tmp_path / "cache")
-    run_script(*command(small_dataset, tmp_path / "run", *args))
-    for path in (small_dataset / ".embedding_cache" / codec.fingerprint).iterdir():
-        filled = np.load(tmp_path / "cache" / codec.fingerprint / path.name)
-        np.testing.assert_allclose(filled, np.load(path), atol=1e-4)
-
-
-@pytest.mark.slow
-def test_an_error_that_one_of_several_processes_meets_is_one_line(small_dataset):
+def test_an_error_in_one_of_several_processes_is_one_line(small_dataset):
     args = ("--dataset_dir", small_dataset, *QUICK, "--num_processes", 2, "--checkpoint_dir", "/proc/none")
     one_line_error(SCRIPT, *args, says="/proc/none")
-
-
-def test_no_git_is_no_hindrance(small_dataset, tmp_path, run, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert "commit unknown" in run(*command(small_dataset, tmp_path, "--epochs", 1)).stdout

@@ -1,4 +1,4 @@
-"""Two runs at once in one folder: both succeed, or the second says who holds it; what they leave is right."""
+"""Two runs at once in one folder: both succeed, or the second names the process that holds it."""
 
 import os
 import subprocess
@@ -7,14 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, UNTRAINED
 from soak_kill import difference, outcome
-from test_create_dataset import contents
 
 from common.files import lock_folder
 
 pytestmark = pytest.mark.slow
-CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
 
 
 def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]:
@@ -30,20 +28,8 @@ def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]
     return [subprocess.CompletedProcess(process.pid, process.returncode, *texts) for process, texts in ended]
 
 
-def test_two_dataset_creations_into_one_folder(tmp_path, small_music, small_dataset):
-    command = ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path / "d")
-    command += ("--segment_duration", 1, "--max_pairs", 22, "--val_pairs", 3, "--num_workers", 1)
-    first, second = ended = together(command, command)
-    assert sorted(run.returncode for run in ended)[0] == 0
-    for run, other in ((first, second), (second, first)):
-        if run.returncode:
-            assert run.stderr.count("\n") == 1 and f"in use by dataset creation, process {other.args} on" in run.stderr
-    assert contents(tmp_path / "d") == contents(small_dataset)
-    assert {p.name for p in (tmp_path / "d").iterdir()} == {"train", "val", "metadata.txt", ".lock"}
-
-
 def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
-    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *CODEC)
+    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *UNTRAINED)
     command += ("--num_layers", 1, "--epochs", 1, "--checkpoint_dir")
     ended = together(*((*command, tmp_path / name) for name in "ab"))
     assert [(run.returncode, run.stderr) for run in ended] == [(0, ended[0].stderr)] * 2
@@ -58,7 +44,7 @@ def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
 
 def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     songs = [small_music / "track_0.wav", small_music / "track_1.wav"]
-    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *CODEC, "--output_dir")
+    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *UNTRAINED, "--output_dir")
     one, other, alone = together(
         (*command, tmp_path / "both", *songs),
         (*command, tmp_path / "both", *songs[::-1]),
@@ -68,9 +54,14 @@ def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     assert not difference(outcome(tmp_path / "alone"), outcome(tmp_path / "both"))
 
 
-def test_the_second_of_two_evaluations_is_refused(tmp_path, small_dataset, trained, fails):
-    command = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
-    with lock_folder(tmp_path, "an evaluation"):
-        says = f"{tmp_path}: in use by an evaluation, process {os.getpid()} on "
-        fails(*command, *CODEC, "--output_dir", tmp_path, says=says)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+def test_a_second_run_in_one_folder_is_refused(tmp_path, small_music, small_dataset, trained, fails):
+    evaluate = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
+    commands = {
+        "dataset creation": ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path),
+        "a training": ("train_simple_ddp.py", "--dataset_dir", small_dataset, *UNTRAINED, "--checkpoint_dir", tmp_path),
+        "an evaluation": (*evaluate, *UNTRAINED, "--output_dir", tmp_path),
+    }
+    for what, command in commands.items():
+        with lock_folder(tmp_path, what):
+            fails(*command, says=f"{tmp_path}: in use by {what}, process {os.getpid()} on ")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"], what

@@ -1,4 +1,4 @@
-"""Processes that read files: any of them may die, and the results are in order all the same."""
+"""Processes that read files: any of them may die, and the results are still complete and in order."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def lost(item: object, reason: str) -> tuple[object, str]:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_kills_its_process_twice_is_given_up(count):
+def test_an_item_that_kills_its_process_twice_is_given_up(count):
     with Workers(count) as workers:
         for _ in range(2):
             results = list(workers.map(dies_at_7, range(20), lost))
@@ -51,14 +51,14 @@ def test_what_kills_its_process_twice_is_given_up(count):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_was_killed_by_chance_is_read_again(tmp_path, count):
+def test_an_item_whose_process_was_killed_is_tried_again(tmp_path, count):
     with Workers(count) as workers:
         items = [(number, tmp_path / "marker") for number in range(12)]
         assert list(workers.map(dies_once, items, lost)) == [number**2 for number in range(12)]
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_error_is_raised_here_and_no_process_is_left():
+def test_an_error_is_passed_on_and_no_process_is_left():
     with pytest.raises(UserError, match="no space") as raised, Workers(2) as workers:
         list(workers.map(fails, range(100), lost))
     assert "fails" in str(raised.value.__cause__), "no traceback of where it happened"

@@ -1,4 +1,4 @@
-"""A codec that has nothing in common with EnCodec: 16 kHz, 200 samples a frame, 64 channels, no warm-up."""
+"""A codec with none of EnCodec's numbers: 16 kHz, 200 samples per frame, 64 channels, no warm-up."""
 
 from __future__ import annotations
 

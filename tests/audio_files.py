@@ -1,0 +1,113 @@
+"""Audio files for the tests as bytes: one song in any format, and the ways to damage it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+SECONDS, RATE = 12.0, 44100
+FFMPEG = shutil.which("ffmpeg")
+
+
+@dataclass(frozen=True)
+class Animal:
+    """A file and what a reader must do with it."""
+
+    make: Callable[[Path], object]
+    seconds: float = SECONDS  # how much of the song must be read
+    says: str = ""  # part of the line about its damage; "" if it is whole
+    snr_db: float = 75
+    refused: str = ""  # part of the reason why it cannot be read at all
+
+
+@functools.cache
+def song(seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
+    """A rising tone in each ear and a steady one in both, float64 [samples, 2]: no two stretches are alike."""
+    t = np.arange(round(seconds * rate))[:, None] / rate
+    tones = np.sin(2 * np.pi * (np.array([[190.0, 330.0]]) * t + np.array([[23.0, 17.0]]) * t * t))
+    audio = 0.33 * tones + 0.11 * np.sin(2 * np.pi * 523.25 * t)
+    audio.flags.writeable = False
+    return audio
+
+
+@functools.cache
+def mono_song(rate: int) -> np.ndarray:
+    """What a reader must give of the song, float64 [samples]."""
+    return song(rate=rate).mean(axis=1)
+
+
+def write(path: Path, audio: np.ndarray | None = None, rate: int = RATE, **kwargs: object) -> None:
+    soundfile.write(os.fsencode(path), song(rate=rate) if audio is None else audio, rate, **kwargs)
+
+
+def put(content: Callable[[], bytes]) -> Callable[[Path], object]:
+    """A function that writes the bytes, which are made when they are first needed."""
+    return lambda path: Path(path).write_bytes(content())
+
+
+@functools.cache
+def encode(end: str, *options: str, rate: int = RATE) -> bytes:
+    """The song as ffmpeg writes it into a file with this ending."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "song.wav"), rate=rate)
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"{folder}/song.wav", *options, f"{folder}/out.{end}"]
+        subprocess.run(command, check=True)
+        return Path(folder, f"out.{end}").read_bytes()
+
+
+@functools.cache
+def wav() -> bytes:
+    """The song as 16-bit WAV with a header of 44 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "a.wav"), subtype="PCM_16")
+        return Path(folder, "a.wav").read_bytes()
+
+
+@functools.cache
+def flac() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, "a.flac"))
+        return Path(folder, "a.flac").read_bytes()
+
+
+# ------------------------------------------------------------------ damage
+
+
+def cut(whole: bytes, share: float) -> bytes:
+    return whole[: int(len(whole) * share)]
+
+
+def overwritten(whole: bytes, share: float, new: bytes) -> bytes:
+    at = int(len(whole) * share)
+    return whole[:at] + new + whole[at + len(new) :]
+
+
+def removed(whole: bytes, share: float, count: int) -> bytes:
+    at = int(len(whole) * share)
+    return whole[:at] + whole[at + count :]
+
+
+def random_bytes(count: int) -> bytes:
+    return np.random.default_rng(1).bytes(count)
+
+
+# ------------------------------------------------------------------ tags
+
+
+END_TAG = b"TAG" + b"A title".ljust(125)  # ID3v1
+
+
+def id3_tag(size: int, claimed: int | None = None) -> bytes:
+    """An ID3v2 tag of `size` bytes that claims to have `claimed`; its content looks like MP3 frames."""
+    stated = size if claimed is None else claimed
+    head = b"ID3\3\0\0" + bytes(stated >> shift & 127 for shift in (21, 14, 7, 0))
+    return head + (b"\xff\xfbjpeg" * (size // 6 + 1))[:size]

@@ -1,0 +1,168 @@
+"""What dataset creation leaves out: broken, quiet, short, repeated or changing files, and its own output."""
+
+import itertools
+import json
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+from audio_zoo import DEADLY
+from conftest import noise, write_track
+from datasets import SCRIPT, contents, flags, metadata_of, sources, write_tracks
+
+from audio.segments import write_wav
+
+
+def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
+    music = tmp_path / "m"
+    write_track(music / "good.wav", 4.5, seed=1)
+    write_track(music / "also good.flac", 4.5, seed=2)
+    audio = noise(np.random.default_rng(3), 6 * 24000)
+    audio[24000:72000] *= 1e-4  # its second and third second
+    soundfile.write(music / "half quiet.wav", audio, 24000, subtype="FLOAT")
+    audio = noise(np.random.default_rng(4), 4 * 24000)
+    audio[100] = np.nan
+    soundfile.write(music / "nan.wav", audio, 24000, subtype="FLOAT")
+    audio = noise(np.random.default_rng(6), 4 * 24000)
+    soundfile.write(music / "opposite.wav", np.concatenate([audio, -audio], axis=1), 24000, subtype="FLOAT")
+    soundfile.write(music / "silent.wav", np.zeros(96000), 24000)
+    write_track(music / "short.wav", 1.9, seed=5)
+    (music / "text.mp3").write_text("not a song")
+    (music / "empty.wav").touch()
+    (music / "cover.jpg").write_bytes(b"\xff\xd8")
+    os.mkfifo(music / "pipe.wav")
+    (music / "good again.wav").write_bytes((music / "good.wav").read_bytes())
+    result = create(music, tmp_path / "d")
+    metadata = metadata_of(tmp_path / "d")
+    skipped = dict(metadata.skipped)
+    reasons = {
+        "silent.wav": "no two consecutive segments are loud enough",
+        "text.mp3": "not readable as audio",
+        "short.wav": "shorter than the 2 s of a pair (1.9 s)",
+        "empty.wav": "empty file",
+        "pipe.wav": "not a regular file",
+        "opposite.wav": "its channels cancel",
+    }
+    duplicate = ({"good.wav", "good again.wav"} & set(skipped)).pop()
+    assert set(skipped) == {*reasons, duplicate} and "same audio as" in skipped[duplicate]
+    for name, reason in reasons.items():
+        assert reason in skipped[name] and f"skipped {name}: {skipped[name]}" in result.stderr
+    starts = {(r.source, r.start_s) for r in metadata.pairs}
+    assert {s for n, s in starts if n == "half quiet.wav"} == {3, 4}
+    assert {s for n, s in starts if n == "nan.wav"} == {1, 2}
+    assert "note nan.wav: segments with NaN or samples beyond 100 times full scale, left out: 1" in result.stderr
+    assert metadata.settings["skipped_files"] == "7" and metadata.settings["non_finite_segments"] == "1"
+    assert "cover.jpg" not in result.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_that_crashes_its_reader_is_named_and_skipped(tmp_path, create, workers):
+    write_tracks(tmp_path / "m", range(5))
+    create(tmp_path / "m", tmp_path / "without")
+    (tmp_path / "m/deadly.adx").write_bytes(DEADLY)
+    result = create(tmp_path / "m", tmp_path / "d", "--num_workers", workers)
+    metadata = metadata_of(tmp_path / "d")
+    assert [name for name, _ in metadata.skipped] == ["deadly.adx"]
+    assert sum("deadly.adx" in line for line in result.stderr.splitlines()) == 1
+    assert metadata.digests == metadata_of(tmp_path / "without").digests
+
+
+def test_a_file_that_changed_while_it_was_read_is_used_by_the_next_run(tmp_path, create):
+    """A change of its permissions changes neither its size nor its date."""
+    write_tracks(tmp_path / "m", range(2))
+    path, is_over = write_track(tmp_path / "m/2.wav", 60, seed=2), threading.Event()
+
+    def keep_changing() -> None:
+        for mode in itertools.cycle((0o600, 0o644)):
+            path.chmod(mode)
+            if is_over.wait(0.002):
+                return
+
+    thread = threading.Thread(target=keep_changing)
+    thread.start()
+    said = create(tmp_path / "m", tmp_path / "d").stderr
+    is_over.set()
+    thread.join()
+    assert "skipped 2.wav: changed while it was read; run this again when it is complete\n" in said
+    create(tmp_path / "m", tmp_path / "d")
+    assert "2.wav" in sources(tmp_path / "d", "train") + sources(tmp_path / "d", "val")
+
+
+def test_files_with_the_same_problem_share_a_line(tmp_path, create):
+    write_tracks(tmp_path / "m", range(3))
+    for number in range(10, 17):
+        write_track(tmp_path / "m" / f"{number}.wav", 1.1 + number / 100, seed=number)
+        whole = write_track(tmp_path / "m" / f"cut {number}.wav", 6, seed=100 + number)
+        whole.write_bytes(whole.read_bytes()[: -1000 * number])
+    said = create(tmp_path / "m", tmp_path / "d").stderr.splitlines()
+    line = "skipped 7 files like 10.wav: shorter than the 2 s of a pair (1.2 s); also 11.wav, 12.wav, ..."
+    assert f"{line} (metadata.txt lists all)" in said
+    assert sum(line.startswith("note 7 files like cut 10.wav: cut off at ") for line in said) == 1
+    metadata = metadata_of(tmp_path / "d")
+    assert len(metadata.skipped) == 7 and sum(key.startswith("note cut 1") for key in metadata.settings) == 7
+
+
+def test_clips_too_short_for_a_pair_name_the_remedy(tmp_path, run):
+    """As in GTZAN and FMA, whose clips are 30 s long."""
+    write_tracks(tmp_path / "m", range(3), 30)
+    args = ("--input_dir", tmp_path / "m", "--output_dir", tmp_path / "d", "--num_workers", 1)
+    said = run(SCRIPT, *args, status=1).stderr
+    assert said.splitlines()[-1].endswith("; most are shorter than a pair: add --segment_duration 8")
+    run(SCRIPT, *args, "--segment_duration", 8)
+    assert len(metadata_of(tmp_path / "d").pairs) == 6
+
+
+def test_nothing_usable_is_an_error(tmp_path, create, fails):
+    (tmp_path / "m").mkdir()
+    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="no audio files")
+    write_track(tmp_path / "m" / "short.wav", 1.5, seed=0)
+    result = create(tmp_path / "m", tmp_path / "d", status=1)
+    assert "no usable pair" in result.stderr and "short.wav: shorter than the 2 s of a pair (1.5 s)" in result.stderr
+    assert not (tmp_path / "d" / "metadata.txt").exists()
+
+
+# ------------------------------------------------------------------ the same recording
+
+
+def test_a_trimmed_or_reencoded_copy_is_used_once(tmp_path, create):
+    """It has no sample in common with the original."""
+    write_tracks(tmp_path / "m", range(3), 30)
+    audio = 0.7 * soundfile.read(tmp_path / "m/1.wav")[0][int(3.1 * 24000) :]
+    copies = ("later.wav", "small.mp3")
+    for name in copies:
+        soundfile.write(tmp_path / "m" / name, audio, 24000)
+    result = create(tmp_path / "m", tmp_path / "d")
+    assert dict(metadata_of(tmp_path / "d").skipped) == dict.fromkeys(copies, "same recording as 1.wav")
+    assert all(f"skipped {name}: same recording as 1.wav" in result.stderr for name in copies)
+
+
+def test_a_broken_copy_does_not_replace_the_whole_recording(tmp_path, create):
+    """Its header promises as much. Of two whole copies the larger file is used."""
+    write_tracks(tmp_path / "m", range(3), 30)
+    whole = (tmp_path / "m/1.wav").read_bytes()
+    (tmp_path / "m/a broken copy.wav").write_bytes(whole[: len(whole) * 2 // 3])
+    soundfile.write(tmp_path / "m/a small copy.flac", soundfile.read(tmp_path / "m/1.wav")[0], 24000)
+    create(tmp_path / "m", tmp_path / "d")
+    copies = ("a broken copy.wav", "a small copy.flac")
+    assert dict(metadata_of(tmp_path / "d").skipped) == dict.fromkeys(copies, "same recording as 1.wav")
+
+
+def test_its_own_output_is_not_music(tmp_path, create):
+    """The folder of a pipeline that has run gives the same pairs as its music alone."""
+    write_tracks(tmp_path / "alone", range(4))
+    work = tmp_path / "work"
+    shutil.copytree(tmp_path / "alone", work)
+    write_track(work / "results_simple/example_01_joined.wav", 9, seed=11)
+    (work / "results_simple/results.json").write_text(json.dumps({"format": "jingle_d results 1"}))
+    (work / "continuations").mkdir()
+    pcm16 = (noise(np.random.default_rng(12), 96000)[:, 0] * 32767).astype(np.int16)
+    write_wav(work / "continuations/song_joined.wav", pcm16, 24000, "Jingle_D continuation")
+    create(tmp_path / "alone", work / "another dataset", "--max_pairs", 8)
+    create(tmp_path / "alone", tmp_path / "d")
+    for _ in range(2):
+        result = create(work, work / "dataset_pairs_wav")
+        assert "skipped this project's own output: folders: 2, other files: 1" in result.stderr
+    assert contents(work / "dataset_pairs_wav") == contents(tmp_path / "d")

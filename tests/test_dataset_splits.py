@@ -1,0 +1,153 @@
+"""Tracks keep their split whatever happens to the music, and no audio is in both splits."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import noise, write_track
+from datasets import SCRIPT, contents, flags, metadata_of, sources, splits, write_tracks
+
+import create_dataset_pairs_wav
+from dataset.stems import songs_of_stems
+
+STEMS = ("mixture", "drums", "vocals")
+LAYOUTS = ["{song}/{stem}.wav", "{song} - {stem}.wav", "{song}_STEMS/{song}_STEM_{number:02}.wav"]  # MedleyDB's last
+
+
+def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
+    write_tracks(tmp_path / "m", range(5), 6.2)
+    create(tmp_path / "m", tmp_path / "d")
+    before, digests = splits(tmp_path / "d"), set(metadata_of(tmp_path / "d").digests.values())
+    write_tracks(tmp_path / "m", range(5, 9), 6.2)
+    result = create(tmp_path / "m", tmp_path / "d")
+    assert "added since: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
+    after = splits(tmp_path / "d")
+    assert before.items() <= after.items() and len(after) == 9
+    assert digests <= set(metadata_of(tmp_path / "d").digests.values()), "old embeddings are of no use"
+    shutil.move(tmp_path / "m", tmp_path / "elsewhere")
+    write_track(tmp_path / "m" / "other.wav", 6, seed=99)
+    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
+
+
+@pytest.mark.parametrize("happens", ["moved", "re-encoded"])
+def test_moved_or_reencoded_music_keeps_its_split(tmp_path, create, happens):
+    music, dataset = tmp_path / "m", tmp_path / "d"
+    write_tracks(music, range(9))
+    create(music, dataset)
+    before = {digest: name[:3] for name, digest in metadata_of(dataset).digests.items()}
+    splits_before = {source[0]: split for source, split in splits(dataset).items()}
+    (music / "An album").mkdir()
+    for number in range(9 if happens == "moved" else 8):
+        path = music / f"{number}.wav"
+        if happens == "moved":
+            path.rename(music / "An album" / path.name)
+        else:
+            soundfile.write(path.with_suffix(".ogg"), soundfile.read(path)[0], 24000)
+            path.unlink()
+    assert "removed since: 0.wav, " in create(music, dataset).stdout
+    if happens == "moved":
+        assert before == {digest: name[:3] for name, digest in metadata_of(dataset).digests.items()}
+    else:
+        assert splits_before == {source[0]: split for source, split in splits(dataset).items()}
+
+
+def test_trained_music_never_becomes_validation(tmp_path, create):
+    """Even if names are swapped, music is added or moved, or all validation tracks are removed."""
+    music, dataset = tmp_path / "m", tmp_path / "d"
+    write_tracks(music, range(8))
+    create(music, dataset, "--max_pairs", 24, "--val_pairs", 6)
+
+    def digests(split: str) -> set[str]:
+        return {digest for name, digest in metadata_of(dataset).digests.items() if name.startswith(split)}
+
+    trained, val = digests("train"), digests("val")
+
+    def val_after_a_run() -> set[str]:
+        result = create(music, dataset, "--max_pairs", 24, "--val_pairs", 6)
+        assert not trained & digests("val"), result.stdout
+        return digests("val")
+
+    one, other = (music / sources(dataset, split)[0] for split in ("train", "val"))
+    one.rename(music / "x.wav")
+    other.rename(one)
+    (music / "x.wav").rename(other)
+    assert val_after_a_run() == val
+    write_tracks(music, range(30, 50))  # now there are too many tracks for all to be used
+    val_after_a_run()
+    (music / "moved").mkdir()
+    for path in music.glob("*.wav"):
+        path.rename(music / "moved" / path.name)
+    val_after_a_run()
+    for path in [*(music / name for name in set(sources(dataset, "val"))), *(music / "moved").glob("[3-9]?.wav")]:
+        path.unlink(missing_ok=True)
+    assert val_after_a_run() == set()
+    write_track(music / "new.wav", 4.2, seed=99)
+    assert val_after_a_run() and set(sources(dataset, "val")) == {"new.wav"}
+
+
+def test_a_run_killed_while_it_replaces_a_dataset_keeps_the_splits(tmp_path, create, monkeypatch):
+    write_tracks(tmp_path / "m", range(5))
+    create(tmp_path / "m", tmp_path / "d")
+    before = splits(tmp_path / "d")
+    write_tracks(tmp_path / "m", range(5, 6))
+    shutil.copytree(tmp_path / "d", tmp_path / "undisturbed")
+    create(tmp_path / "m", tmp_path / "undisturbed")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(create_dataset_pairs_wav, "write_metadata", killed)
+        create(tmp_path / "m", tmp_path / "d", status=130)
+    assert not (tmp_path / "d/metadata.txt").exists()
+    create(tmp_path / "m", tmp_path / "d")
+    assert contents(tmp_path / "d") == contents(tmp_path / "undisturbed")
+    assert before.items() <= splits(tmp_path / "d").items()
+
+
+def test_tracks_that_share_audio_are_all_used_for_training(tmp_path, create, rng):
+    """50 s of one song stand in another. Beside an earlier validation track such a song is left out."""
+    music = tmp_path / "m"
+    write_tracks(music, range(5), 70)
+    songs = [soundfile.read(music / f"{number}.wav")[0] for number in range(5)]
+
+    def write_medley(name: str, song: int) -> None:
+        part = 0.7 * songs[song][240_000:1_440_000]
+        soundfile.write(music / name, np.concatenate([noise(rng, 60 * 24000)[:, 0], part]), 24000)
+
+    write_medley("5.wav", 2)
+    for seed in range(2):
+        result = create(music, tmp_path / f"d{seed}", "--seed", seed)
+        assert "2 tracks share audio with another; all of them go into training" in result.stdout
+        assert not {"2.wav", "5.wav"} & set(sources(tmp_path / f"d{seed}", "val"))
+    used = sources(tmp_path / "d0", "val")[0]
+    write_medley("6.wav", int(used[0]))
+    assert f"skipped 6.wav: shares audio with {used}" in create(music, tmp_path / "d0", "--seed", 0).stderr
+    for path in music.glob("[!25]*"):
+        path.unlink()
+    result = create(music, tmp_path / "d2")
+    assert "*** VALIDATION IS NOT INDEPENDENT" in result.stderr and sources(tmp_path / "d2", "val")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_stems_of_a_song_are_in_one_split(tmp_path, create, seed, layout):
+    for song in range(9):
+        for number, stem in enumerate(STEMS):
+            name = layout.format(song=f"Song {song}", stem=stem, number=number)
+            write_track(tmp_path / "m" / name, 3.2, seed=10 * song + number)
+    write_track(tmp_path / "m" / "Song 3.wav", 3.2, seed=1000)  # the mix
+    result = create(tmp_path / "m", tmp_path / "d", "--seed", seed)
+    assert "28 files are named as stems of 9 songs; all stems of a song go into one split" in result.stdout
+    train, val = ({name[: len("Song 0")] for name in sources(tmp_path / "d", split)} for split in ("train", "val"))
+    assert len(train | val) == 9 and len(val) >= 3 and not train & val, f"seed {seed}"
+    assert "NOT INDEPENDENT" not in result.stderr
+
+
+def test_names_of_stems():
+    assert songs_of_stems(["a/drums.wav", "a/Bass 2.flac", "b/bass.wav", "Mix 1.mp3", "Mix 2.mp3", "a.ogg"]) == {
+        "a/drums.wav": "a", "a/Bass 2.flac": "a", "a.ogg": "a"
+    }  # fmt: skip
+    songs = songs_of_stems(["x/Song (no_vocals).wav", "y/song (Vocals).wav", "y/Sing (Vocals).wav"])
+    assert songs.keys() == {"x/Song (no_vocals).wav", "y/song (Vocals).wav"}
+    assert songs_of_stems(["contrabass.wav", "drumsolo.wav", "remix.wav", "The Bass.mp3", "Bass.mp3"]) == {}
