@@ -192,11 +192,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pair(small_datase
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_all_processes(small_dataset, tmp_path, codec):
+def test_a_loss_that_is_not_finite_stops_all_processes(small_dataset, tmp_path, codec, run):
     shutil.copytree(small_dataset, tmp_path / "data")
+    train = command(tmp_path / "data", tmp_path / "run", "--batch_size", 1)
+    run(*train, "--epochs", 1)
     pair = spoil_a_pair(tmp_path / "data" / "train", codec)
-    train = command(tmp_path / "data", tmp_path / "run", "--batch_size", 1, "--num_processes", 2)
-    assert "not finite" in one_line_error(*train, says=f"pairs {pair};")
+    assert "not finite" in one_line_error(*train, "--num_processes", 2, "--epochs", 3, says=f"pairs {pair};")
 
 
 def test_a_validation_that_is_not_finite_stops_the_run_before_it_saves(small_dataset, tmp_path, fails):

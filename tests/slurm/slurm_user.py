@@ -1,4 +1,4 @@
-"""What the SLURM tests share: a user with a copy of the repository, and the training that nothing disturbs."""
+"""Shared by the SLURM tests: a user with a copy of the repository, and an undisturbed training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,39 +174,15 @@ def a_dataset(user: User) -> Path:
 
 
 class Undisturbed:
-    """The training that all others are held against."""
+    """The training that all others are compared with."""
 
     def __init__(self, user: User):
-        (user.folder / "logs" / "train_simple.out").touch()
-        self.tail = subprocess.Popen(
-            user.page("tail -f logs/train_simple.out").split(), cwd=user.folder, stdout=subprocess.PIPE, text=True
-        )
-        self.shown: dict[int, float] = {}  # epoch -> when tail -f showed its line
-        self.made: dict[int, float] = {}  # epoch -> when its line in metrics.jsonl was seen
-        reader = threading.Thread(target=self._read)
-        reader.start()
         self.job = user.submit("sbatch run_train_simple.sh", *TINY)
         assert self.job in user.run("squeue --me")
-        metrics = user.folder / "checkpoints_simple" / "metrics.jsonl"
-        try:
-            while user.cluster.state(self.job) in ("PENDING", "RUNNING"):
-                count = metrics.read_text().count('"epoch"') if metrics.exists() else 0
-                for epoch in range(1, count + 1):
-                    self.made.setdefault(epoch, time.monotonic())
-                time.sleep(0.05)
-        finally:
-            time.sleep(1.5)
-            self.tail.terminate()
-            self.tail.wait()
-            reader.join()
-        self.ended = user.cluster.job(self.job)
-        assert self.ended["JobState"] == "COMPLETED", user.log() + user.log("train_simple.err")
+        ended = user.cluster.wait(self.job, timeout_s=200)
+        assert ended["JobState"] == "COMPLETED", user.log() + user.log("train_simple.err")
+        user.run("tail -f logs/train_simple.out", replace={"tail -f": "timeout 1 tail -f"}, status=124)
         self.last = user.last("checkpoints_simple")
-
-    def _read(self) -> None:
-        for line in self.tail.stdout:
-            if line.startswith("epoch "):
-                self.shown[int(line.split()[1].split("/")[0])] = time.monotonic()
 
 
 @pytest.fixture(scope="module", name="undisturbed")

@@ -1,6 +1,6 @@
 """The two job scripts on a real SLURM: from sbatch to best_model.pt, through every way in which a job can end.
 
-One training that nothing disturbed is the measure: whatever happens to the others, they end with its weights.
+Whatever happens to a training, it ends with the weights of one that nothing disturbed.
 """
 
 from __future__ import annotations
@@ -45,16 +45,11 @@ def test_from_sbatch_to_best_model(user: User, undisturbed: Undisturbed) -> None
     assert log.startswith(f"== job {undisturbed.job}, start 1, on node")
     assert f"== job {undisturbed.job}, start 1" in user.log("train_simple.err")
     assert "batch 1 x 4 = 4" in log and "4 x cpu" in log
-    assert sorted(undisturbed.shown) == list(range(1, EPOCHS + 1))
+    assert [f"epoch {epoch:3d}/" in log for epoch in range(1, EPOCHS + 1)] == [True] * EPOCHS
     assert (user.folder / "checkpoints_simple" / "best_model.pt").exists()
     assert (user.folder / "checkpoints_simple" / "checkpoint_epoch_10.pt").exists()
     assert "Traceback" not in user.log("train_simple.err")
     assert not list((user.folder / "logs").glob(".started_*"))
-
-
-def test_tail_shows_the_epochs_while_the_job_trains(undisturbed: Undisturbed) -> None:
-    assert set(undisturbed.made) == set(undisturbed.shown)
-    assert all(undisturbed.shown[epoch] < undisturbed.made[EPOCHS] for epoch in range(1, EPOCHS // 2 + 1))
 
 
 def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undisturbed) -> None:
@@ -65,11 +60,11 @@ def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undi
     assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], undisturbed.last["model"]["mean"])
 
 
-# ------------------------------------------------------------------ jobs that are cut
+# ------------------------------------------------------------------ jobs that are interrupted
 
 
-def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
-    """One training, cut in every way one after the other, ends as the one that nothing disturbed."""
+def test_killed_cancelled_and_requeued_it_ends_the_same(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
+    """One training is interrupted in each way, one after the other."""
     folder = "checkpoints_cut"
 
     def submit() -> str:
@@ -114,7 +109,7 @@ def test_killed_cancelled_and_cut_by_the_time_limit(user: User, dataset: Path, u
 
 
 def test_a_job_that_achieves_nothing_does_not_requeue(user: User, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Nothing is left to encode and its workers hang in the first epoch: at the warning it says so and fails."""
+    """Its workers hang in the first epoch, so at the warning before the time limit it fails."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
@@ -202,7 +197,7 @@ def test_one_workers_error_ends_all_and_its_traceback_stands_last(user: User, da
 
 @pytest.fixture
 def silent_network() -> Iterator[str]:
-    """A proxy that takes connections and never answers: a compute node's network at its worst."""
+    """A proxy that accepts connections and never answers, as some compute nodes' networks do."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -227,8 +222,6 @@ def test_wrong_use_ends_in_seconds_with_one_line(
         "no_python": (bare, [train, *TINY], no_python, "make .venv first"),
         "not_the_repository": (elsewhere, [user.folder / train, *TINY], {}, "call sbatch from its folder"),
         "make_no_music": (user.folder, [make, "--input_dir", "nothing"], {}, "nothing"),
-        "make_no_python": (bare, [make], no_python, "make .venv first"),
-        "make_not_the_repository": (elsewhere, [user.folder / make], {}, "call sbatch from its folder"),
     }
     if torch.cuda.is_available():
         del cases["no_gpu_seen"]
@@ -241,9 +234,9 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     for name, (folder, _, _, says) in cases.items():
         ended = user.cluster.wait(jobs[name], timeout_s=120)
         errors = User(user.cluster, folder).log(f"{name}.err").splitlines()
-        told = [line for line in errors if not line.startswith("== job")]
+        lines = [line for line in errors if not line.startswith("== job")]
         assert ended["JobState"] == "FAILED" and ended["ExitCode"] == "1:0", name
-        assert len(told) == 1 and says in told[0] and ": error: " in told[0], f"{name}: {told}"
+        assert len(lines) == 1 and says in lines[0] and ": error: " in lines[0], f"{name}: {lines}"
         assert run_time(ended) < (45 if name == "no_weights" else 20), name
     # Without logs/ SLURM has nowhere to write and ends the job by itself.
     shutil.rmtree(elsewhere / "logs")
