@@ -57,8 +57,8 @@ def test_every_part_measures_its_rows_and_the_table_has_them_all(tmp_path):
 def test_speed_is_measured_in_small(tmp_path, monkeypatch, codec):
     for name in ("FILES", "MINUTES", "LITERAL_EPOCHS"):
         monkeypatch.setattr(run_benchmarks, name, 1)
-    digests = scale.make_segments(tmp_path / "segments", 9, seconds=1)
-    scale.make_dataset(tmp_path / "pairs", tmp_path / "segments", digests, 8, seconds=1)
+    digests = scale.make_segments(tmp_path / "segments", 21, seconds=1)
+    scale.make_dataset(tmp_path / "pairs", tmp_path / "segments", digests, 20, seconds=1)
     literal = LiteralTraining(tmp_path / "pairs", codec.model.state_dict())
     (tmp_path / "start").mkdir()
     (start,) = run_benchmarks.measure_second_start(tmp_path / "start", pairs=20)
