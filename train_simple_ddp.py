@@ -97,6 +97,7 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hide warnings with a C++ stack, on Ctrl-C for example
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
     started = None
     try:

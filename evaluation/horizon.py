@@ -6,6 +6,7 @@ in the same way, shows whether the music or its representation is at fault.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +112,8 @@ def _fit_maps(
     chosen = spread_over_tracks(train.tracks, TRAIN_PAIRS, seed=0)
     held_out_tracks = set(sorted({train.tracks[i] for i in chosen})[::HELD_OUT])
     channels, done = len(train.pairs[0][0]), 0
-    fit, held_out = _Sums(channels, len(lags)), _Sums(channels, len(lags))
+    about = torch.cat(train.pairs[chosen[0]], dim=1).mean(dim=1, keepdim=True)
+    fit, held_out = (_Sums(about, len(lags)) for _ in range(2))
     for sums, is_held_out in ((fit, False), (held_out, True)):
         indices = [i for i in chosen if (train.tracks[i] in held_out_tracks) == is_held_out]
         for start in range(0, len(indices), BATCH):
@@ -124,27 +126,29 @@ def _fit_maps(
     std = ((fit.zz + held_out.zz) / frames - mean**2).clamp_min(1e-12).sqrt()
     fit.standardize(mean, std)
     held_out.standardize(mean, std)
-    errors = []
+    errors, ridge = [], fit.ridge()
     for penalty in PENALTIES:
-        w = fit.ridge(penalty)
+        w = ridge(penalty, slice(None))
         # |y − xw|² without |y|², which does not depend on the penalty
         error = (w * (held_out.xx @ w)).sum(dim=0) - 2 * (w * held_out.xy).sum(dim=0)
         errors.append(error.view(len(lags), channels).sum(dim=1))
     best = torch.stack(errors).argmin(dim=0).repeat_interleave(channels)  # of each column of y
     fit.count, fit.xx, fit.xy = fit.count + held_out.count, fit.xx + held_out.xx, fit.xy + held_out.xy
-    maps = torch.empty_like(fit.xy)
+    maps, ridge = torch.empty_like(fit.xy), fit.ridge()
     for k in best.unique().tolist():
-        maps[:, best == k] = fit.ridge(PENALTIES[k], best == k)
-    return maps.float(), mean.float()[:, None], std.float()[:, None]
+        maps[:, best == k] = ridge(PENALTIES[k], best == k)
+    return maps.float(), about + mean.float()[:, None], std.float()[:, None]
 
 
 class _Sums:
     """Sums over samples of the past x, the future y and their products, and over all frames z; in float64.
 
-    They are standardized only afterwards, so that each pair is read only once.
+    They are standardized only afterwards, so that each pair is read only once. `about` [C, 1], a rough mean of each
+    channel, is subtracted first, because products of four pairs are summed in float32.
     """
 
-    def __init__(self, channels: int, num_lags: int) -> None:
+    def __init__(self, about: torch.Tensor, num_lags: int) -> None:
+        self.about, channels = about, len(about)
         past, future = (PAST_FRAMES + 1) * channels, num_lags * channels
         self.count = self.frames = 0
         self.x, self.y, self.xx, self.xy, self.z, self.zz = (
@@ -154,6 +158,7 @@ class _Sums:
 
     def add(self, pairs: list[torch.Tensor], lags: list[int]) -> None:
         """Add pairs [C, 2T] of embeddings."""
+        pairs = [both - self.about for both in pairs]
         x, y = map(torch.cat, zip(*(past_and_future(both, lags) for both in pairs), strict=True))
         self.count += len(x)
         self.x += x.sum(dim=0, dtype=torch.float64)
@@ -174,11 +179,12 @@ class _Sums:
             product.addr_(self.x, m, alpha=-1).addr_(mx, total - self.count * m, alpha=-1)
             product.div_(sx[:, None]).div_(s)
 
-    def ridge(self, penalty: float, columns: torch.Tensor | slice = slice(None)) -> torch.Tensor:
-        """(XᵀX + λn)⁻¹ XᵀY (Hoerl and Kennard 1970) for some columns of Y, [9C, columns]."""
-        shifted = self.xx.clone()
-        shifted.diagonal().add_(penalty * self.count)
-        return torch.cholesky_solve(self.xy[:, columns], torch.linalg.cholesky(shifted))
+    def ridge(self) -> Callable[[float, torch.Tensor | slice], torch.Tensor]:
+        """A function from λ and the columns of Y to (XᵀX + λnI)⁻¹ XᵀY (Hoerl and Kennard 1970), [9C, columns]."""
+        values, vectors = torch.linalg.eigh(self.xx)
+        values.clamp_(min=0)  # rounding can make the smallest ones negative
+        projected = vectors.T @ self.xy
+        return lambda penalty, columns: vectors @ (projected[:, columns] / (values + penalty * self.count)[:, None])
 
 
 # ------------------------------------------------------------------ in words and as a picture

@@ -34,7 +34,9 @@ def test_no_damage_changes_a_loaded_value_unnoticed(checkpoint, tmp_path, rng):
     whole, expected = checkpoint.read_bytes(), load_checkpoint(checkpoint)
     directory = whole.index(b"PK\1\2")
     flips = [*rng.integers(0, len(whole), 150), *rng.integers(0, 4000, 100), *rng.integers(directory, len(whole), 50)]
-    damaged = []
+    is_folder = bytearray(whole)
+    is_folder[whole.rindex(b"PK\1\2", 0, whole.index(b"data/21", directory)) + 38] ^= 16  # torch would not read it
+    damaged = [bytes(is_folder)]
     for position in flips:
         content = bytearray(whole)
         content[position] ^= 1 << int(rng.integers(8))

@@ -16,6 +16,7 @@ from common.files import atomic_write
 
 FORMAT = 4
 LAST, BEST = "last.pt", "best_model.pt"
+FOLDER = 0x10  # the attribute of a folder in a zip file
 
 
 def save_checkpoint(paths: Iterable[Path], checkpoint: dict, sync: bool = True) -> None:
@@ -36,8 +37,9 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     try:
         content = io.BytesIO(Path(path).read_bytes())  # read once: a running training may replace the file
         with zipfile.ZipFile(content) as archive:
-            if archive.testzip() is not None:
-                raise ValueError("wrong CRC-32")
+            # torch checks no CRC, and leaves the memory of an entry that is marked as a folder as it was.
+            if archive.testzip() is not None or any(entry.external_attr & FOLDER for entry in archive.infolist()):
+                raise ValueError("wrong CRC-32, or a folder")
         content.seek(0)
         checkpoint = torch.load(content, map_location=device, weights_only=True)
         version = checkpoint["format"]
