@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from common.arguments import (
     answer_early,

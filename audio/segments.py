@@ -87,8 +87,8 @@ def level_dbfs(segment: np.ndarray) -> float:
 
     The mean is subtracted first, because a constant offset is silent too.
     """
-    centred = segment - segment.mean(dtype=np.float64).astype(np.float32)
-    mean_square = float(centred @ centred) / len(segment)
+    centered = segment - segment.mean(dtype=np.float64).astype(np.float32)
+    mean_square = float(centered @ centered) / len(segment)
     return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
 
 

@@ -56,7 +56,7 @@ def test_another_loss_is_followed_everywhere_and_named(copy):
     copy.edit(
         "train_simple_worker.py", "return F.mse_loss(predictions, targets)", "return F.l1_loss(predictions, targets)"
     )
-    assert "loss       F.l1_loss(predictions, targets): below, MSE stands for this loss" in copy.train("--epochs", 2)
+    assert "loss       F.l1_loss(predictions, targets): the lines below call it MSE" in copy.train("--epochs", 2)
     first, *epochs = copy.metrics()
     saved = torch.load(copy.run_dir / "best_model.pt", weights_only=True)
     mean, codec = saved["model"]["mean"], load_frozen_encodec("untrained")

@@ -116,8 +116,8 @@ def test_silent_tracks_win_no_praise(rng):
         return World(pairs, [f"track {t}" for t in range(12)])
 
     train, val = make(), make()
-    recognises = lambda x: silence[None] if (x == -2).all() else torch.zeros_like(x)  # noqa: E731
-    _, given, _ = examine(recognises, train, val)
+    recognizes = lambda x: silence[None] if (x == -2).all() else torch.zeros_like(x)  # noqa: E731
+    _, given, _ = examine(recognizes, train, val)
     assert given["outcome"] in ("copies", "better_than_average")
     assert any(
         BASELINES[name] in given["sentence"] for name in ("input_mean", "loop", "channel_regression", "repeat_input")

@@ -99,7 +99,7 @@ def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
     assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-3)
     deviation = (p * (1 - p) / x.numel()) ** 0.5
     assert abs(kept.double().mean() - (1 - p)) < 6 * deviation + 1 / 65536
-    for distance in (1, 2, 3, 4, 999):  # four neighbours share one random number
+    for distance in (1, 2, 3, 4, 999):  # four neighbors share one random number
         both = (kept.flatten()[:-distance] & kept.flatten()[distance:]).double().mean()
         assert abs(both - (1 - p) ** 2) < 6 * (x.numel() ** -0.5)
     y.sum().backward()

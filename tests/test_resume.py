@@ -183,7 +183,7 @@ def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, ru
     assert f"weights    from {best}, epoch {load(best)['epoch']}" in log
     assert metrics(tmp_path / "warm")[0]["val_mse"] == pytest.approx(load(best)["val_mse"], rel=1e-6)
     log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 2)).stdout
-    assert "ignored, this run has weights of its own" in log and len(metrics(tmp_path / "warm")) == 2
+    assert "ignored, because this run already has weights" in log and len(metrics(tmp_path / "warm")) == 2
     says = "holds another model (num_layers 1, not 2); name another with --init_from"
     fails(*command(small_dataset, tmp_path / "other", *args, "--num_layers", 2), says=says)
     fails(*command(small_dataset, tmp_path / "none", "--init_from", tmp_path / "no.pt"), says="no.pt: no such")
