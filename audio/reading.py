@@ -94,7 +94,7 @@ class SndfileReader(AudioReader):
     """Reads PCM-like formats and FLAC. Raises ValueError if libsndfile does not know the length."""
 
     class _Forwards(soundfile.SoundFile):
-        def seekable(self) -> bool:  # else soundfile seeks after each read
+        def seekable(self) -> bool:  # otherwise soundfile seeks after each read
             return False
 
     def __init__(self, file: BinaryIO):

@@ -54,6 +54,7 @@ def select_pairs(
     """
     read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
+    # How many pairs each track has according to its header.
     promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
     selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}

@@ -21,7 +21,7 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     before, digests = splits(tmp_path / "d"), set(metadata_of(tmp_path / "d").digests.values())
     write_tracks(tmp_path / "m", range(5, 9), 6.2)
     result = create(tmp_path / "m", tmp_path / "d")
-    assert "added since: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
+    assert "added since the last run: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
     after = splits(tmp_path / "d")
     assert before.items() <= after.items() and len(after) == 9
     assert digests <= set(metadata_of(tmp_path / "d").digests.values()), "old embeddings are of no use"
@@ -45,7 +45,7 @@ def test_moved_or_reencoded_music_keeps_its_split(tmp_path, create, happens):
         else:
             soundfile.write(path.with_suffix(".ogg"), soundfile.read(path)[0], 24000)
             path.unlink()
-    assert "removed since: 0.wav, " in create(music, dataset).stdout
+    assert "removed since the last run: 0.wav, " in create(music, dataset).stdout
     if happens == "moved":
         assert before == {digest: name[:3] for name, digest in metadata_of(dataset).digests.items()}
     else:

@@ -52,8 +52,8 @@ def test_ridge_is_the_closed_form(rng):
     found = fitted(train)
     mean, std, _ = (x.double() for x in statistics(train))
     x, y = (((torch.stack(side).double() - mean) / std) for side in zip(*train.items, strict=True))
-    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1) - found.centre_in
-    x, y = (part.transpose(1, 2).flatten(0, 1) for part in (x, y - found.centre_out))
+    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1) - found.center_in
+    x, y = (part.transpose(1, 2).flatten(0, 1) for part in (x, y - found.center_out))
     expected = torch.linalg.solve(x.T @ x + found.penalty * len(x) * torch.eye(2 * CHANNELS).double(), x.T @ y)
     torch.testing.assert_close(found.weights, expected)
 
@@ -78,7 +78,7 @@ def test_ridge_finds_a_shared_course_and_a_copy(rng):
     for source, target in make(3).items:
         assert mse(found.ridge(source), target) < 0.11  # 0.09 is noise
         assert mse(found.by_position.float(), target) > 0.3
-    assert fitted(independent(rng, tracks=10)).centre_out.abs().max() == 0  # where none is there, μ is better
+    assert fitted(independent(rng, tracks=10)).center_out.abs().max() == 0  # where none is there, μ is better
 
 
 def test_the_last_moment_fades_at_the_rate_of_the_data(rng):

@@ -54,9 +54,9 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
 def test_an_unpredictable_embedding_explains_a_model_that_learned_nothing(rng):
     train, val = independent(rng), independent(rng)
     curve = {"skill": np.array([0.4, 0.2, 0.0]), "low": np.array([0.3, 0.1, -0.1])}
-    horizon = {"seconds": [0.1, 0.2, 0.4], "embedding": curve, "sentence": "By a linear map, nothing."}
+    horizon = {"seconds": [0.1, 0.2, 0.4], "embedding": curve, "sentence": "With a linear map, nothing."}
     mean = statistics(train)[0]
     found, _, by_tracks = examine(lambda x: mean.expand_as(x), train, val)
     measured = found, diagnose(by_tracks), by_tracks, 0.9, True
-    assert limit(*measured, horizon) == "What limits it: the embedding itself. By a linear map, nothing."
+    assert limit(*measured, horizon) == "What limits it: the embedding itself. With a linear map, nothing."
     assert "more music" in limit(*measured, horizon | {"seconds": [1, 2, 4]}), "predictable for 2 s"

@@ -94,7 +94,7 @@ def test_neither_the_order_of_pairs_nor_the_threads_matter(rng):
 def test_the_sentence_follows_from_the_numbers(rng, tmp_path, embedding, log_mel, says):
     splits = [(split(rng, make, 20), split(rng, make, 12)) for make in (embedding, log_mel)]
     horizon = measure_horizon(*splits, RATE, QUIET)
-    assert horizon["sentence"].startswith(f"By a linear map, {says}: ")
+    assert horizon["sentence"].startswith(f"With a linear map, {says}: ")
     assert horizon["seconds"][0] == 1 / RATE and horizon["seconds"][-1] == FRAMES / RATE
     assert set(horizon["embedding"]) == set(horizon["log_mel"]) == {"skill", "low", "high"}
     assert len(horizon_table(horizon).splitlines()) == 1 + len(horizon["seconds"])
@@ -105,6 +105,9 @@ def test_the_sentence_follows_from_the_numbers(rng, tmp_path, embedding, log_mel
 def test_a_dataset_that_is_too_small_says_so(rng):
     few = (split(rng, noise, 1), split(rng, noise, 3))
     horizon = measure_horizon(few, few, RATE, QUIET)
-    assert horizon == {"seconds": [], "sentence": "The horizon was not measured: it takes two training tracks."}
+    assert horizon == {
+        "seconds": [],
+        "sentence": "The horizon was not measured: it needs at least two training tracks.",
+    }
     short = Split([(torch.zeros(4, 8), torch.zeros(4, 8))] * 4, list("abcd"))
     assert "segments of 16 frames" in measure_horizon((short, short), (short, short), RATE, QUIET)["sentence"]

@@ -26,8 +26,8 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
     ("found", "outcome", "says"),
     [
         (evidence(), "works", "It leads every baseline"),
-        (evidence(tracks=9), "undecided", "9 tracks for validation, 10 are needed"),
-        (evidence(shared=2), "undecided", "2 of 10 tracks were in the training too"),
+        (evidence(tracks=9), "undecided", "9 tracks for validation, but 10 are needed"),
+        (evidence(shared=2), "undecided", "2 of 10 tracks were also used for training"),
         (evidence(input_cost=AROUND), "better_than_average", "not shown to use its input"),
         (evidence(input_cost=None), "better_than_average", "not shown to use its input"),
         (evidence(loop=AROUND), "better_than_average", "not ahead of looping the input"),
