@@ -1,4 +1,4 @@
-"""A zoo of audio files as real folders hold them: unusual, joined, cut, damaged, misnamed, or no audio at all.
+"""A zoo of the audio files found in real folders: unusual, joined, cut, damaged, misnamed, or no audio at all.
 
 `ZOO` maps a file's name to how it is made and what a reader must do with it.
 """
@@ -63,7 +63,7 @@ def riff(body: bytes) -> bytes:
 
 
 def header_states(share: float) -> bytes:
-    """A WAV whose header counts a part of its samples: the recorder died after it had updated the header."""
+    """A WAV whose header counts only some of its samples, because the recorder died after updating the header."""
     size = int((len(wav()) - 44) * share) // 4 * 4
     return b"RIFF" + struct.pack("<I", size + 36) + wav()[8:40] + struct.pack("<I", size) + wav()[44:]
 

@@ -1,12 +1,12 @@
-"""Kill every script that writes with kill -9 at random moments, run it again, and compare with an undisturbed run.
+"""Kill every script that writes files at random moments, run it again, and compare with an uninterrupted run.
 
     python tests/soak_kill.py                              # 200 kills, about 15 minutes on 2 cores
     python tests/soak_kill.py --kills 50 --seed 7 --only train
 
-A chain kills one command several times in one folder: after a random time, when the n-th file comes or goes, or in a
-write. It kills the whole process group, only the launcher, or only one worker. After each kill, every file with its
-final name must be as the undisturbed run left it. Then the command runs to its end. Its folder must equal the
-undisturbed one byte for byte, times aside, with nothing left over. If it does not, the exit status is 1.
+A chain kills one command several times in one folder: after a random time, when the n-th file appears or disappears, or
+during a write. It kills the whole process group, only the launcher, or only one worker. After each kill, every file
+with its final name must be as the uninterrupted run left it. Then the command runs to its end. Its folder must equal
+the uninterrupted one byte for byte, except for times, with nothing left over. If it does not, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOST_KILLS_IN_A_CHAIN = 6
 
 @dataclass(frozen=True)
 class Stage:
-    """One command that is killed, and its share of all kills. `arguments` are below the chain's folder."""
+    """One command that is killed, and its share of all kills. Paths are relative to the chain's folder."""
 
     name: str
     share: int
@@ -89,7 +89,7 @@ def stages(base: Path) -> list[Stage]:
 
 
 def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
-    """Kill a script at a random moment; says how, empty if it had ended before."""
+    """Kill a script at a random moment. Returns how it was killed, or "" if it had already ended."""
     some = rng.random() < 0.5  # of its processes, if there are several
     how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
     if how == "by time":
@@ -129,7 +129,7 @@ def names(folder: Path) -> set[str]:
 
 
 def content(path: Path) -> object:
-    """A file's content but for how long the run took: bytes, or what a checkpoint or a JSON holds."""
+    """A file's content without the run's duration: bytes, or the values in a checkpoint or a JSON file."""
     if path.suffix == ".pt":
         checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
         del checkpoint["seconds"]
@@ -148,7 +148,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
-    """After a kill whatever has its final name is whole. Returns whether something was cut in the writing."""
+    """Check that every file with its final name is complete after a kill. Returns whether a write was interrupted."""
     cut = False
     for path in files(folder):
         name = str(path.relative_to(folder))
@@ -166,7 +166,7 @@ def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
 
 
 def prepare(base: Path) -> None:
-    """Music, and for the later steps a dataset with its cache and checkpoints."""
+    """Make the music, and for the later steps a dataset with its cache and checkpoints."""
     (base / "music").mkdir()
     rng = np.random.default_rng(0)
     for number, (rate, channels) in enumerate([(24000, 1), (44100, 2), (48000, 1), (24000, 2), (44100, 1)]):
@@ -179,7 +179,7 @@ def prepare(base: Path) -> None:
 
 
 class Soak:
-    """All stages, each with the outcome of its undisturbed run."""
+    """All stages, each with the outcome of its uninterrupted run."""
 
     def __init__(self, base: Path, seed: int):
         self.base, self.rng = base, random.Random(seed)
@@ -199,7 +199,7 @@ class Soak:
         print(f"{stage.name}: {self.undisturbed[stage.name][1]:.1f} s undisturbed", flush=True)
 
     def chain(self, stage: Stage, most: int) -> int:
-        """Kill a stage up to `most` times, let it end, compare; the number of kills."""
+        """Kill a stage up to `most` times, let it finish, and compare. Returns the number of kills."""
         if stage.name not in self.undisturbed:
             self.leave_alone(stage)
         expected, duration_s = self.undisturbed[stage.name]
