@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of the report page, over its debugging pipe."""
+"""Headless Chromium for the tests of the report page, controlled through its debugging pipe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Browser:
         raise AssertionError("the page does not load")
 
     def value(self, expression: str) -> object:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """The value of a JavaScript expression. Waits for a promise."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")

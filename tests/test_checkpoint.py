@@ -73,7 +73,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, zipped):
     assert (tmp_path / "trace").exists(), "the payload would have run"
 
 
-def test_a_damaged_last_is_refused_and_the_latest_whole_one_offered(tmp_path):
+def test_a_damaged_last_pt_is_refused_and_the_latest_intact_one_offered(tmp_path):
     """The offered checkpoint has the latest epoch, whatever the files' dates, and is itself intact."""
     model = SimpleTransformer(num_layers=1)
     assert find_run(tmp_path) is None

@@ -1,4 +1,4 @@
-"""The baselines: what each must find, and that none sees what it is measured on."""
+"""The baselines: what each must find, and that none sees the data it is measured on."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_ridge_is_the_closed_form(rng):
     torch.testing.assert_close(found.weights, expected)
 
 
-def test_where_nothing_follows_ridge_becomes_the_mean(rng):
+def test_ridge_becomes_the_mean_if_outputs_are_independent(rng):
     train, val = independent(rng, tracks=10, pairs=1), independent(rng, tracks=4, pairs=1)
     found = fitted(train)
     assert found.penalty >= 1
@@ -67,7 +67,7 @@ def test_where_nothing_follows_ridge_becomes_the_mean(rng):
 
 
 def test_ridge_finds_a_shared_course_and_a_copy(rng):
-    """A course by position and a copy of the input's deviation from its own course: both are found."""
+    """Finds both a mean by position and a copy of the input's deviation from its own mean by position."""
     before, after = clip(rng), clip(rng)
 
     def make(tracks: int) -> World:
@@ -99,7 +99,7 @@ def test_the_last_moment_fades_at_the_rate_of_the_data(rng):
 
 
 def test_the_clip_ridge_is_the_primal_ridge(rng):
-    """With 3 frames of 128 channels the weights can be written down."""
+    """With only 3 frames of 128 channels, the primal weights fit into memory."""
     pairs = [(torch.randn(128, 3) + 2, torch.randn(128, 3)) for _ in range(150)]
     train = World(pairs, [f"track {k % 20}" for k in range(150)])
     found = ClipRidge(train, train.tracks, torch.full((128, 1), 2.0), silent)
@@ -115,7 +115,7 @@ def test_the_clip_ridge_is_the_primal_ridge(rng):
 
 
 def test_the_clip_ridge_finds_successors_that_the_frame_ridge_misses(rng):
-    """Where each clip has one successor nearly all of it is found, and nothing where nothing follows."""
+    """If each clip has one successor, it finds nearly all of it. If outputs are independent, it finds nothing."""
     jukebox = Jukebox(rng, coin=False)
     found = fitted(jukebox.draw(20))
     sources, targets = zip(*jukebox.draw(4).items, strict=True)

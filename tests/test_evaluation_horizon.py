@@ -39,14 +39,14 @@ def noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def periodic(rng: np.random.Generator) -> np.ndarray:
-    """Four frames to a period, which 8 past frames show whole."""
+    """A period of four frames, which 8 past frames cover."""
     phase = rng.uniform(0, 2 * np.pi, (CHANNELS, 1))
     return np.sin(np.pi / 2 * np.arange(2 * FRAMES) + phase)
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.98])
 def test_an_autoregressive_process_is_predictable_by_its_own_formula(rng, rho):
-    """ρ^2h of the variance, h frames ahead."""
+    """h frames ahead, ρ^2h of the variance is predictable."""
     curve = measure_curve(split(rng, autoregressive(rho), 40), split(rng, autoregressive(rho), 30), QUIET)
     for lag, skill, low, high in zip(lags_of(FRAMES), *curve, strict=True):
         room = 0.03 + (high - low) / 2  # a 95% interval misses now and then
@@ -59,14 +59,14 @@ def test_white_noise_is_unpredictable_and_a_period_fully_predictable(rng):
     assert measure_curve(split(rng, periodic, 20), split(rng, periodic, 10), QUIET).value.min() > 0.999
 
 
-def test_a_pattern_only_in_the_validation_split_raises_nothing(rng):
+def test_a_pattern_only_in_the_validation_split_does_not_raise_the_skill(rng):
     """A pattern that repeats in every validation pair, and in no training pair."""
     pattern = rng.normal(size=(CHANNELS, 8))
     planted = split(rng, lambda _: np.tile(pattern, 2 * FRAMES // 8), 20)
     assert measure_curve(split(rng, noise, 40), planted, QUIET).value.max() < 0.02
 
 
-def test_neither_the_order_of_pairs_nor_the_threads_matter(rng):
+def test_neither_the_order_of_pairs_nor_the_number_of_threads_matters(rng):
     train, val = split(rng, autoregressive(0.9), 10), split(rng, autoregressive(0.9), 8)
     expected = measure_curve(train, val, QUIET)
     shuffled = [

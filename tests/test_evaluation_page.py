@@ -48,7 +48,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def evaluate(folder: Path, *args: object) -> tuple[object, ...]:
-    """An evaluation in `folder`; of two values for a flag the later one counts."""
+    """The command of an evaluation in `folder`. `args` can override its flags."""
     paths = (
         "--checkpoint",
         folder / "ck/best_model.pt",
@@ -62,7 +62,7 @@ def evaluate(folder: Path, *args: object) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def results(place) -> dict:
-    """results.json of a run; metrics.jsonl ends in half a line, as beside a running training."""
+    """The results.json of a run. metrics.jsonl ends in half a line, as during training."""
     with open(place / "ck/metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_m')
     (place / "out").mkdir()
@@ -224,7 +224,7 @@ def test_every_verdict_fits_a_phone(place, results, browser, outcome, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_by_keyboard(place, results, browser):
-    """Tab reaches every link, the table that scrolls, each fold and each player, and the focus can be seen."""
+    """Tab reaches every link, scrolling table, foldable section and player, and the focus is visible."""
     browser.open((place / "out/report.html").as_uri(), 390)
     seen = set()
     for _ in range(100):

@@ -61,7 +61,7 @@ def test_the_rule_case_by_case(found, outcome, says):
         (evidence(skill=BELOW, clip_ridge=ABOVE), "Not shown"),  # it leads, but both are worse than the mean
     ],
 )
-def test_a_linear_map_as_good_questions_the_transformer_not_the_approach(found, word):
+def test_an_equally_good_linear_map_questions_only_the_transformer(found, word):
     assert verdict(found)["transformer"].startswith(f"Is a transformer needed? {word}: a linear map of the whole clip")
     assert decide(found) == decide(evidence(skill=found.skill))
 

@@ -1,4 +1,4 @@
-"""Segments joined are the whole track resampled, to the last bit; only the tail is dropped."""
+"""The segments of a track, joined, are bit-identical to the whole track resampled, without its tail."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ def test_segments_and_the_end_are_the_whole_track_resampled(tmp_path, rng, rate,
 
 
 class Numbers:
-    """A track whose samples are their own numbers, 1 and upwards, scaled by 1/1000, in blocks of any length."""
+    """A track whose samples are 1/1000, 2/1000, 3/1000, ..., in blocks of any length."""
 
     def __init__(self, frames: int, rate: int, blocks: list[int]):
         self.frames, self.sample_rate, self.blocks = frames, rate, blocks
@@ -68,8 +68,8 @@ class Numbers:
     st.lists(st.integers(1, 9000), min_size=1, max_size=4),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_no_sample_twice_and_none_lost_but_the_tail(segments, more, seconds, rate, blocks):
-    """Around every whole number of segments, at the track's own rate: there each sample can be told from the rest."""
+def test_no_sample_is_repeated_and_only_the_tail_is_lost(segments, more, seconds, rate, blocks):
+    """Tries lengths around every whole number of segments, without resampling, so that each sample is unique."""
     frames = max(0, segments * seconds * rate + more)
     got = list(stream_segments(Numbers(frames, rate, blocks), seconds, rate))
     assert len(got) == frames // (seconds * rate) and all(len(segment) == seconds * rate for segment in got)
