@@ -24,9 +24,9 @@ class Animal:
 
     make: Callable[[Path], object]
     seconds: float = SECONDS  # how much of the song must be read
-    says: str = ""  # part of the line about its damage; "" if it is whole
+    says: str = ""  # part of the line about its damage; "" if there is none
     snr_db: float = 75
-    refused: str = ""  # part of the reason why it cannot be read at all
+    refused: str = ""  # part of the error if it cannot be read at all
 
 
 @functools.cache

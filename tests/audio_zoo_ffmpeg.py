@@ -61,7 +61,7 @@ for end, codec in {"m4a": AAC, "mov": AAC, "aac": AAC, "mka": AAC, "3gp": (*AAC,
     add(f"by ffmpeg.{end}", functools.partial(encode, end, *codec))
 for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac"), "aiff": ()}.items():
     add(f"lossless.{end}", functools.partial(encode, end, *codec), **LOSSLESS)
-# libsndfile takes the floats of the first for integers, and the headers of the second's blocks for samples.
+# libsndfile reads the floats of the first as integers, and the block headers of the second as samples.
 add("floats.w64", lambda: encode("w64", "-c:a", "pcm_f32le"), **LOSSLESS)
 add("blocks.voc", lambda: encode("voc"), **LOSSLESS)
 add("eight channels.m4a", lambda: encode("m4a", "-ac", "8", *AAC))
@@ -280,7 +280,7 @@ def many_channels() -> bytes:
     return avi[:at] + b"\xd3\0" + avi[at + 2 :]
 
 
-# Before version 18, PyAV does not even open such a stream; since then it is opened, but cannot be converted.
+# PyAV before version 18 cannot open such a stream. Later versions open it but cannot convert it.
 is_opened = int(av.__version__.split(".")[0]) >= 18
 reason = "its samples cannot be converted" if is_opened else "not readable as audio: no audio can be decoded"
 add("211 channels.avi", many_channels, refused=reason)

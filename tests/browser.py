@@ -16,7 +16,7 @@ class Browser:
         ours_in, theirs_out = os.pipe()
         theirs_in, self.out = os.pipe()
 
-        def as_3_and_4() -> None:  # the numbers that Chromium reads from and writes to
+        def as_3_and_4() -> None:  # Chromium reads from descriptor 3 and writes to 4
             spare = [os.dup2(fd, number) for fd, number in ((theirs_in, 103), (theirs_out, 104))]
             os.dup2(spare[0], 3)
             os.dup2(spare[1], 4)
@@ -90,7 +90,7 @@ class Browser:
 
 def _is_problem(method: str | None, content: dict) -> bool:
     if method == "Network.loadingFailed":
-        return not content.get("canceled")  # a player cancels what it does not need
+        return not content.get("canceled")  # players cancel downloads that they do not need
     if method == "Runtime.consoleAPICalled":
         return content["type"] in ("error", "warning", "assert")
     if method == "Network.requestWillBeSent":

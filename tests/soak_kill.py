@@ -90,7 +90,7 @@ def stages(base: Path) -> list[Stage]:
 
 def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
     """Kill a script at a random moment. Returns how it was killed, or "" if it had already ended."""
-    some = rng.random() < 0.5  # of its processes, if there are several
+    some = rng.random() < 0.5  # kill one of its processes, if there are several
     how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
     if how == "by time":
         running.wait(lambda: False, rng.uniform(0, duration_s))
@@ -104,7 +104,7 @@ def kill_once(running: Running, folder: Path, duration_s: float, most_changes: i
             before = now
             return changes <= 0 and (how == "at a change" or any(name.endswith(".part") for name in now))
 
-        # Not later than the undisturbed run took, so that what is aimed at but missed is a kill all the same.
+        # Never later than the uninterrupted run took, so that a missed target still ends in a kill.
         if running.wait(reached, rng.uniform(0.4, 0.9) * duration_s) and how == "at a change":
             time.sleep(rng.choice((0, rng.uniform(0, 0.02))))
     if some and (workers := running.workers()) and not running.has_ended():
@@ -153,10 +153,10 @@ def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
     for path in files(folder):
         name = str(path.relative_to(folder))
         cut |= path.name.endswith(".part")
-        # metrics.jsonl may end in half a line, curves.png be of an earlier epoch.
+        # metrics.jsonl may end in half a line, and curves.png may be from an earlier epoch.
         if name in expected and path.name not in ("metrics.jsonl", "curves.png"):
             found = content(path)
-            # A checkpoint may be of an earlier epoch: that it can be read says that it is whole.
+            # A checkpoint may be from an earlier epoch. If it can be read, it is complete.
             if path.suffix != ".pt" and (differs := difference(expected[name], found)):
                 raise SoakError(f"{name} after the kill{differs}")
     return cut
@@ -183,7 +183,7 @@ class Soak:
 
     def __init__(self, base: Path, seed: int):
         self.base, self.rng = base, random.Random(seed)
-        self.folder = base / "chain"  # always the same, as paths stand in what is written
+        self.folder = base / "chain"  # always the same, because the written files contain paths
         self.undisturbed: dict[str, tuple[dict[str, object], float]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -240,7 +240,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     started = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that are spawned
-    torch.set_num_threads(1)  # a fork does not take other threads along
+    torch.set_num_threads(1)  # other threads do not survive a fork
     for script in SCRIPTS:
         importlib.import_module(script)
     with tempfile.TemporaryDirectory(prefix="soak_kill_") as name:
@@ -248,12 +248,12 @@ def main() -> int:
         chosen = [stage for stage in stages(soak.base) if args.only in (None, stage.name)]
         prepare(soak.base)
         while soak.counts["kills"] < args.kills and time.monotonic() - started < 60 * args.minutes:
-            # The stage that is most behind its share.
+            # The stage that is furthest behind its share.
             stage = min(chosen, key=lambda stage: soak.counts[stage.name] / stage.share)
             left = args.kills - soak.counts["kills"]
             per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(1, args.kills * stage.share // 25))
             if soak.chain(stage, per_chain) == 0:
-                soak.counts[stage.name] += 0.2  # it ended before: let the others have a turn
+                soak.counts[stage.name] += 0.2  # it ended before the kill, so let the others have a turn
     kills, failures = soak.counts["kills"], soak.counts["failures"]
     print(
         f"{kills} kills, {soak.counts['in a write']} of them in the writing of a file, {failures} failures, "

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from common.errors import run_script
 
-PATIENCE_S = 300  # no command takes nearly as long
-END_S = 120  # nor does one that has lost a process
+PATIENCE_S = 300  # far longer than any command takes
+END_S = 120  # far longer than a command takes to end after it has lost a process
 
 
 class SoakError(Exception):
@@ -34,7 +34,7 @@ class Running:
         self.pid = os.fork()
         if self.pid == 0:
             self._become(script, [str(a) for a in arguments])
-        os.setpgid(self.pid, self.pid)  # whichever comes first: it can be killed from now on
+        os.setpgid(self.pid, self.pid)  # parent and child both set it, so that it can be killed from now on
         self.status: int | None = None
 
     def _become(self, script: str, arguments: list[str]) -> None:

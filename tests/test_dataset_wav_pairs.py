@@ -89,7 +89,7 @@ def test_batches_are_equal_from_memory_disk_or_codec(small_dataset, codec, monke
     in_memory = PairBatches(dataset, torch.device("cpu"))
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 1000)
     from_disk, ahead = (PairBatches(dataset, torch.device("cpu")) for _ in range(2))
-    ahead.reads_ahead = True  # as for a GPU
+    ahead.reads_ahead = True  # as on a GPU
     encoded = PairBatches(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
     assert in_memory.table is not None and from_disk.table is None
     state, indices = torch.random.get_rng_state(), [3, 1, 18, 0, 5, 5, 7]

@@ -25,7 +25,7 @@ def test_the_loop_continues_a_period(rng, period):
     song = once.repeat(1, 2400 // period + 1)[:, :2400]
     noisy = song + 0.3 * torch.randn(128, 2400)
     assert mse(loop(song[:, :1200], 75), song[:, 1200:]) < 1e-6
-    # The mean of all rounds that were heard is nearly free of their noise: what remains is the new one's.
+    # The mean of all past periods has almost no noise. What remains is the noise of the new period.
     rounds = 1200 // period
     assert mse(loop(noisy[:, :1200], 75), noisy[:, 1200:]) < 0.09 * (1.1 + 2 / rounds)
 
@@ -36,7 +36,7 @@ def test_the_loop_falls_back_to_the_average(rng):
     assert mse(loop(noise, 75), average) < 0.01
     constant = torch.full((128, 300), 3.0)
     torch.testing.assert_close(loop(constant, 75), constant)
-    torch.testing.assert_close(loop(torch.ones(128, 2), 75), torch.ones(128, 2))  # no lag fits in
+    torch.testing.assert_close(loop(torch.ones(128, 2), 75), torch.ones(128, 2))  # too short for any lag
 
 
 # ------------------------------------------------------------------ fitted on training pairs
@@ -78,7 +78,9 @@ def test_ridge_finds_a_shared_course_and_a_copy(rng):
     for source, target in make(3).items:
         assert mse(found.ridge(source), target) < 0.11  # 0.09 is noise
         assert mse(found.by_position.float(), target) > 0.3
-    assert fitted(independent(rng, tracks=10)).center_out.abs().max() == 0  # where none is there, μ is better
+    assert (
+        fitted(independent(rng, tracks=10)).center_out.abs().max() == 0
+    )  # if there is no mean by position, μ is better
 
 
 def test_the_last_moment_fades_at_the_rate_of_the_data(rng):

@@ -23,7 +23,7 @@ def one_in_ten_goes_wrong(rng, tracks):
     return 0.3 * (1 - rng.exponential(size=(tracks, TRIALS)))
 
 
-# Of 4000 trials, three standard deviations: 0.7% of a false praise of 2.5%, 1.0% of a coverage of 95%.
+# Three standard deviations in 4000 trials: 0.7% for a rate of 2.5%, and 1.0% for a coverage of 95%.
 @pytest.mark.parametrize("tracks", [10, 40])
 @pytest.mark.parametrize("world", [normal, loud_is_hard])
 def test_a_worthless_model_is_seldom_called_better(world, tracks):
@@ -73,7 +73,7 @@ def test_no_interval_without_spread_or_tracks():
     assert np.isnan(interval_of_mean(np.ones((1, 3)))).all()
     np.testing.assert_array_equal(interval_of_mean(np.ones((4, 3))), np.ones((2, 3)))
     low, high = interval_of_mean(np.array([[0.0], [1.0]]))
-    assert low < -5 and high > 6  # two tracks say nearly nothing
+    assert low < -5 and high > 6  # two tracks show almost nothing
     assert np.isnan(ratio_over_tracks(np.zeros((5, 2)), np.zeros((5, 2))).value).all()
 
 

@@ -200,7 +200,7 @@ def test_the_page_in_a_browser(place, results, browser, width, dark):
     images = browser.value("[...document.images].map(i => [i.naturalWidth, i.alt])")
     assert len(images) == 4 + len(clips) and all(drawn > 0 and alt for drawn, alt in images)
     assert browser.value("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    # A track name that looks like HTML is text: no element came of it.
+    # A track name that looks like HTML is shown as text and creates no element.
     text = browser.value("document.querySelector('#tracks tbody').textContent")
     assert all(name in text for name in VAL_TRACKS)
     assert browser.value("document.querySelectorAll('script').length") == 1

@@ -58,7 +58,7 @@ def test_the_rule_case_by_case(found, outcome, says):
         (evidence(clip_ridge=AROUND), "Not shown"),
         (evidence(clip_ridge=Interval(-0.005, -0.009, -0.001)), "Not shown"),
         (evidence(clip_ridge=BELOW), "No"),
-        (evidence(skill=BELOW, clip_ridge=ABOVE), "Not shown"),  # it leads, but both are worse than the mean
+        (evidence(skill=BELOW, clip_ridge=ABOVE), "Not shown"),  # the model leads, but both are worse than the mean
     ],
 )
 def test_an_equally_good_linear_map_questions_only_the_transformer(found, word):

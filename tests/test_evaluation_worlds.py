@@ -78,15 +78,17 @@ def test_the_best_possible_model_of_a_jukebox_works(coin, rng):
     found, given, by_tracks = examine(jukebox.best, train, val)
     assert given["outcome"] == "works", given["sentence"]
     assert found.skill.value == pytest.approx(0.5 if coin else 1, abs=0.05)
-    assert by_tracks.slope("model") == pytest.approx(1, abs=0.1)  # a hedge: half as deviating as the truth, and right
-    assert "moves in time" not in diagnose(by_tracks)["sentences"][1]  # a frame late, the answer is the same
+    assert by_tracks.slope("model") == pytest.approx(
+        1, abs=0.1
+    )  # a hedge varies half as much as the truth, but is calibrated
+    assert "moves in time" not in diagnose(by_tracks)["sentences"][1]  # one frame late, the prediction is the same
     course = jukebox.clips.mean(dim=0, keepdim=True)
     found, given, _ = examine(lambda x: course, train, val)
     assert given["outcome"] == "better_than_average" and not found.uses_input
     assert "not shown to use its input" in given["sentence"]
     assert outcome_of(lambda x: x, train, val) == "worse"
     assert outcome_of(loop_of, train, val) in ("worse", "not_distinguishable")
-    # One frame late it is still ahead of all baselines, and the page says what is wrong with it.
+    # One frame late, it is still ahead of all baselines, and the page says what is wrong.
     fast = diagnose(examine(late(jukebox.best), train, val)[2])["bands"][-1]
     assert fast["skill"] < 0
 

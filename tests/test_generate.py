@@ -52,7 +52,7 @@ def test_three_files_that_belong_together(tmp_path, generate):
     assert len(context) == len(continuation) == RATE and len(joined) == 2 * RATE
     np.testing.assert_array_equal(joined[RATE:], continuation)
     end = soundfile.read(song)[0].mean(axis=1)[-44100:]
-    assert context.std() == pytest.approx(end.std(), rel=0.35)  # it lacks what is above 12 kHz
+    assert context.std() == pytest.approx(end.std(), rel=0.35)  # the context lacks everything above 12 kHz
     assert seam_is_smooth(joined, RATE) and np.abs(continuation).max() > 0.001
 
 

@@ -121,7 +121,7 @@ def test_what_is_missing_gives_one_line_with_the_remedy(tmp_path, archive):
         return one_line(done.stderr.splitlines()[-1], "or put your own music into ")
 
     for deb in (archive.folder / "repo").glob("*.deb"):
-        deb.unlink()  # as without a network: the lists are there, the packages are not
+        deb.unlink()  # as without a network: the package is listed but not available
     assert "wesnoth-1.18-music: no download (" in last_line(**archive.env)
     shutil.rmtree(archive.folder / "lists")
     (archive.folder / "lists/partial").mkdir(parents=True)

@@ -124,13 +124,13 @@ def compare_ddp(meeting: str) -> None:
     expected = gradient(a_model())[1]
     backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
-    distributed.world_size = lambda: 2  # which alone makes it build DDP
+    distributed.world_size = lambda: 2  # otherwise it would not build DDP
     place = torch.device(DEVICE.type, 0) if DEVICE.type == "cuda" else DEVICE
     parallel = distributed.data_parallel(a_model(), torch.zeros(1, 128, 1200, device=place))
     assert isinstance(parallel, DistributedDataParallel)
     torch.testing.assert_close(gradient(parallel)[1], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-3)
     assert distributed.sum_over_ranks(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
-    os._exit(0)  # as a training does: taking the group apart can wait forever for Gloo's threads
+    os._exit(0)  # as a training does, because destroying the group can wait forever for Gloo's threads
 
 
 def test_ddp_with_one_process_does_not_change_the_gradient(tmp_path):
@@ -173,7 +173,7 @@ def test_a_damaged_cache_file_met_in_training_gives_one_line(copy, monkeypatch, 
     path.write_bytes(path.read_bytes()[:-1])
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     batches = PairBatches(dataset, DEVICE)
-    batches.reads_ahead = True  # on a GPU it does so by itself
+    batches.reads_ahead = True  # the default on a GPU
     targets = torch.cat([targets for _, targets in batches(range(19), 4)]).cpu()
     assert capfd.readouterr().err == f"{path}: damaged; encoding this segment again\n"
     torch.testing.assert_close(targets[pair], whole, atol=1e-4, rtol=0)

@@ -106,7 +106,7 @@ def test_a_launchers_leftover_variables_are_named_or_ignored(small_dataset, tmp_
     train = command(small_dataset, tmp_path, "--epochs", 1)
     monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    run(*train)  # without RANK they do not count
+    run(*train)  # without RANK they are ignored
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT"):

@@ -18,7 +18,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line and not line.startswith("#")
 ]
-# The commands as they stand need hours and the pretrained weights: these are added, nothing is taken away.
+# The README's commands take hours and need the pretrained weights, so these flags are added. None is removed.
 ADDED = {
     "create_dataset_pairs_wav.py": "--num_workers 2",
     "test_simple_setup.py": "--encodec_weights untrained",

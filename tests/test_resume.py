@@ -98,7 +98,7 @@ def test_ctrl_c_ends_several_processes_in_one_line(small_dataset, tmp_path):
     assert "Traceback" not in said
     end = time.monotonic() + 30
     with pytest.raises(ProcessLookupError):
-        while time.monotonic() < end:  # Python's own helpers end a little later
+        while time.monotonic() < end:  # Python's own helper processes end a little later
             os.killpg(process.pid, 0)
             time.sleep(0.1)
 

@@ -77,7 +77,7 @@ def test_no_sample_is_repeated_and_only_the_tail_is_lost(segments, more, seconds
     np.testing.assert_array_equal(numbers, np.arange(1, len(numbers) + 1, dtype=np.float32) / 1000)
     resampled = list(stream_segments(Numbers(frames, rate, blocks), seconds, 500))
     length = seconds * 500
-    # The resampler rounds the length: a track may count as complete that lacks half a sample.
+    # The resampler rounds the length, so a track that lacks half a sample may count as complete.
     assert frames * 500 // rate // length <= len(resampled) <= -(-frames * 500 // rate) // length
     assert all(len(segment) == length for segment in resampled)
 
@@ -90,7 +90,7 @@ def test_a_segment_with_invalid_samples_is_nan_and_its_neighbors_are_clean(tmp_p
     audio[int(at_s * 44100)] = value
     soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
     segments = segments_of(tmp_path / "a.wav", 1)
-    broken = {2} if at_s == 2.5 else {3, 4}  # near a border it reaches into the next one
+    broken = {2} if at_s == 2.5 else {3, 4}  # near a border, the resampling filter spreads it into the next segment
     for index, segment in enumerate(segments):
         if index in broken:
             assert np.isnan(segment).all()
@@ -113,7 +113,7 @@ def test_clipping_is_counted_and_never_wraps():
 
 def test_a_wav_holds_the_samples_and_its_comment_near_the_start(rng):
     pcm16 = rng.integers(-32768, 32768, 1000).astype(np.int16)
-    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/split_index.py tells the dataset's WAVs by their size
+    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/split_index.py relies on this size
     content = wav_bytes(pcm16, 24000, "Jingle_D continuation")
     assert b"Jingle_D continuation" in content[:256]  # where dataset/sources.py looks for it
     with soundfile.SoundFile(io.BytesIO(content)) as wav:

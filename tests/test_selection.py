@@ -105,7 +105,7 @@ def test_no_track_and_no_second_is_in_both_splits(tracks, data):
     if len(usable) > 1:
         assert not {p.track.source for p in train} & {p.track.source for p in val}, "a track in both splits"
         assert bool(val) == bool(val_pairs)
-        # As even as the music allows: a track has fewer than another only if it has no more.
+        # As even as the music allows: a track gives fewer pairs than another only if it has no more.
         in_val = {pair.track.source for pair in val}
         counts = {name: sum(p.track.source == name for p in train) for name in usable if name not in in_val}
         assert all(count == pairs[name] or count >= max(counts.values()) - 1 for name, count in counts.items())

@@ -17,7 +17,7 @@ from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint
 from training.statistics import channel_statistics
 
-# A run with the same global batch of 6 by 1 and 3 processes, without dropout.
+# Runs with a global batch of 6 on 1 and 3 processes, without dropout.
 PROCESSES = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 
@@ -129,7 +129,7 @@ def test_training_is_reproducible_from_its_seed(small_dataset, tmp_path, run):
 
 @pytest.mark.slow
 def test_training_is_the_same_from_memory_cache_or_codec(small_dataset, tmp_path, run, monkeypatch):
-    # A cache of its own, filled by the same number of threads: that number decides the last bits.
+    # Its own cache, filled with the same number of threads, because the last bits depend on that number.
     args = ("--epochs", 2, "--cache_dir", tmp_path / "cache")
     run(*command(small_dataset, tmp_path / "memory", *args))
     before = set(small_dataset.rglob("*.npy"))

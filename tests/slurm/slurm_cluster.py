@@ -94,7 +94,9 @@ class Cluster:
     def start_requeued(self, job_id: str) -> None:
         """Start a requeued job now. SLURM would hold it back for two minutes."""
         self.wait(job_id, "PENDING")
-        time.sleep(3)  # in the second of the requeue the old credential is revoked, and with it the new start
+        time.sleep(
+            3
+        )  # within a second of the requeue, SLURM revokes the old credential and would end the new start too
         _run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
 
     @staticmethod

@@ -28,7 +28,7 @@ def a_cluster(tmp_path_factory) -> Iterator[Cluster]:
         pytest.skip(f"no SLURM here: {reason}")
     folder = tmp_path_factory.mktemp("slurm")
     before = dict(os.environ)
-    # What a user's shell may hold and a login node's does not: the tests decide on it.
+    # Variables that this shell may have but a login node's shell does not. The tests set them.
     for name in [n for n in os.environ if n.startswith(("SBATCH_", "SLURM_", "CONDA_")) or n == "VIRTUAL_ENV"]:
         del os.environ[name]
     os.environ["SBATCH_ACCOUNT"] = "PROJECT"  # docs/levante.md: export SBATCH_ACCOUNT=PROJECT
@@ -51,7 +51,7 @@ def a_repository(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for package in ("common", "audio", "dataset", "training", "evaluation"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = Path(sys.prefix)  # where it is no virtual environment, its folder comes first in PATH
+    environment = Path(sys.prefix)  # if this is not a virtual environment, its folder comes first in PATH
     if (environment / "bin" / "activate").exists():
         (folder / ".venv").symlink_to(environment)
     write_music(folder / "music")

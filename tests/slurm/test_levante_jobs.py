@@ -95,7 +95,7 @@ def test_a_killed_canceled_or_requeued_training_gives_the_same_result(
     done = user.last(folder)["epoch"]
     user.await_line(f"epoch {done + 1:3d}/", job)
     frozen = workers(job)[0]
-    os.kill(frozen, signal.SIGSTOP)  # and with it all, as they wait for each other: the limit comes in mid-training
+    os.kill(frozen, signal.SIGSTOP)  # all others wait for it, so the time limit comes during training
     user.shell(f"scontrol update jobid={job} TimeLimit=1")
     user.await_line("warned by SLURM, stopping the training", job)
     with contextlib.suppress(ProcessLookupError):  # ended already
@@ -246,7 +246,7 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     assert user.cluster.wait(job)["JobState"] == "FAILED"
 
 
-# What only a login node can do: it needs a network, Levante's modules, or a project. `make install` does the same.
+# These need a login node with a network, Levante's modules, or a project. `make install` does the same.
 ON_A_LOGIN_NODE = [
     "cd /work/PROJECT/$USER",
     "git clone URL Jingle_D",
