@@ -1,4 +1,4 @@
-"""Cut tracks into exact segments at the codec's sample rate, and write WAV files.
+"""Cut tracks into exact segments at the codec's sample rate, and write WAV files. Used for datasets and continuations.
 
 Tracks are read as a stream, so a three-hour mix needs no more memory than a song.
 """

@@ -1,4 +1,4 @@
-"""Errors a user can fix become one line on stderr and exit status 1. All others keep their traceback."""
+"""Errors that a user can fix become one line on stderr and exit status 1. All others keep their traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of processes that survives the death of any of them."""
+"""A pool of processes that survives the death of any of them. Used to read audio files."""
 
 from __future__ import annotations
 

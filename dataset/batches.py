@@ -1,4 +1,4 @@
-"""Batches of a split's embeddings for the training loop and the evaluation."""
+"""Batches of a split's embeddings for the training loop. Used by the worker."""
 
 from __future__ import annotations
 

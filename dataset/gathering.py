@@ -1,4 +1,7 @@
-"""Choose the pairs of a dataset from a list of audio files: cut tracks, compare them, and cut more if needed."""
+"""Choose the pairs of a dataset from a list of audio files: cut tracks, compare them, and cut more if needed.
+
+Used by create_dataset_pairs_wav.py.
+"""
 
 from __future__ import annotations
 

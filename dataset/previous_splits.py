@@ -1,4 +1,4 @@
-"""Keep the splits of an earlier dataset in the same folder."""
+"""Keep the splits of an earlier dataset in the same folder. Used by dataset creation."""
 
 from __future__ import annotations
 

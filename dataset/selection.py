@@ -1,4 +1,4 @@
-"""Choose pairs as evenly from the tracks as their lengths allow, with no track in both splits."""
+"""Choose pairs as evenly from the tracks as their lengths allow, with no track in both splits. Used by gathering.py."""
 
 from __future__ import annotations
 
