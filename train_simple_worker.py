@@ -62,8 +62,8 @@ def train_worker(
 ) -> None:
     """Train as process `global_rank` of `num_processes`. If there are several, MASTER_ADDR and MASTER_PORT must be set.
 
-    local_rank: this process's number among the `on_node` processes of its node. codec: used in place of the one that
-    --encodec_weights names; it must be on the process's device. Raises UserError for problems that the user can fix.
+    local_rank: this process's number among the `on_node` processes of its node. codec: replaces the one that
+    --encodec_weights names, and must be on the process's device. Raises UserError for problems that the user can fix.
     """
     device = pick_device(config.device, local_rank)
     if device.type == "cuda":

@@ -126,10 +126,10 @@ def _compare(
 def _tie(
     links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
-    """The fixed splits: those of tracks with a known split and of tracks that share audio.
+    """Fix the splits of tracks that have an earlier split or share audio with another.
 
-    Tracks that share audio go to training. One that shares audio with a validation track of an earlier dataset is left
-    out. Stems of one song don't count as sharing, because they stay in one split anyway.
+    Tracks that share audio go to training. A track that shares audio with a validation track of an earlier dataset is
+    left out. Stems of one song don't count as sharing, because they stay in one split anyway.
     """
     splits, selection.sharing = dict(known), set()
     links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]

@@ -56,7 +56,7 @@ class PreviousSplits:
             source: {self.name_of[s.digest] for s in track.segments if s.digest in self.name_of}
             for source, track in tracks.items()
         }
-        # Names under which there is still some of the track's earlier audio.
+        # Names that still have some of their earlier audio.
         at_home = {_name(source) for source in tracks if _name(source) in names[source]}
         for source in tracks:
             if _name(source) not in at_home and (moved := names[source] - at_home):

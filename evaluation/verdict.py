@@ -1,6 +1,6 @@
 """The verdict: an outcome chosen by a fixed rule, and a sentence with the numbers behind it.
 
-Used by results.py. RULE is what the report shows, and `decide` is the same rule as code.
+Used by results.py. The report shows RULE; `decide` is the same rule as code.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_wavs_that_metadata_knows_are_not_read_again(copy, codec, monkeypatch):
         prepare_cache([WavPairsDataset(copy / split, codec) for split in ("train", "val")])
         return sorted(set(wavs))
 
-    assert len(start()) == len(start()) == 44, "a copy may hold other audio"
+    assert len(start()) == len(start()) == 44, "a copy may contain other audio"
     assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     assert start() == []
     newer = (copy / "metadata.txt").stat().st_mtime_ns + 1

@@ -58,9 +58,9 @@ def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
     if rank() == 0:
         sync = is_due or bool(state.stop_reason(run.config))
         append_metrics(run.folder / METRICS, line, sync)
-        paths = [run.folder / BEST if line["best"] else None, kept, run.folder / LAST]  # LAST last: it ends the epoch
+        paths = [run.folder / BEST if line["best"] else None, kept, run.folder / LAST]  # LAST ends the epoch
         run.save([path for path in paths if path], state, line["val_mse"], sync)
-    log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
+    log(describe_epoch(line, run.config.epochs, state.seconds))  # after saving, so that an epoch in the log is safe
     if is_due and rank() == 0:
         draw_curves(run.folder / CURVES, run.folder / METRICS)
         run.synced_at = time.monotonic()
