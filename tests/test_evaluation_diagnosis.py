@@ -39,7 +39,7 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
         return limit(found, diagnose(by_tracks), by_tracks, None, False, NO_HORIZON)
 
     jukebox, chain = Jukebox(rng), Jukebox(rng, coin=False)
-    assert "averages, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
+    assert "averages what it cannot know, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
     # The model finds half of what can be found, and a linear map finds all of it.
     behind = limit_of(lambda x: 0.3 * chain.best(x), chain.draw(20), chain.draw(12))
     assert "there is more to find: a linear map of the whole clip reaches +" in behind
