@@ -16,7 +16,7 @@ help:
 	@echo "make lint      ruff (rules and format) and shellcheck"
 	@echo "make install   make .venv with the packages of requirements.txt"
 	@echo "make soak      kill every script 200 times at random moments and compare the results"
-	@echo "make bench     compare its speed with the original experiment's (needs ffmpeg), and measure the GPU if there is one"
+	@echo "make bench     compare the speed with the original experiment's (needs ffmpeg), and measure the GPU if there is one"
 	@echo "make study     train on music whose best possible prediction is known, and evaluate it"
 	@echo "make clean     remove what the demo made"
 
@@ -44,14 +44,14 @@ music: $(VENV)/.installed
 experiment: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" QUICK="$(QUICK)" bash demo/run_experiment.sh
 
-# Several files of tests at once with one thread each: twice as fast on two cores. A file's tests share their fixtures.
+# Run several test files at once, with one thread each: twice as fast on two cores. The tests of a file share fixtures.
 PYTEST = OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 PARALLEL = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" $(PARALLEL)
 
-# SLURM has limits on how long its jobs take, so its tests run alone.
+# SLURM jobs have time limits, so the SLURM tests run alone.
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slurm" $(PARALLEL)
 	$(PYTEST) -m slurm tests/slurm

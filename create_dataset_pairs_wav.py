@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from common.arguments import answer_early, file_path, number, parse_settings, seed_setting, setting
 
@@ -35,7 +35,7 @@ class Settings:
         None, "how many of these are for validation (default: a tenth, at least 1)", type=number(int, at_least=0)
     )
     min_level_db: float = setting(
-        -60.0, "leave out segments with a lower RMS level (without offset), in dBFS", type=number(float, at_most=0)
+        -60.0, "skip segments whose RMS level (without DC offset) is lower, in dBFS", type=number(float, at_most=0)
     )
     sample_rate: int = setting(24000, "the codec's sample rate in Hz", type=number(int, at_least=4000, at_most=192000))
     seed: int = seed_setting("the choice of validation tracks")

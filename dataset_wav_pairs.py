@@ -7,7 +7,7 @@ before training. Its embedding is stored in `.embedding_cache/CODEC/KEY.npy`. Th
 the audio, and the audio before it, so changed audio gets a new file. Pairs that share a segment share its file.
 
 A segment is encoded in mid-stream, with the last second of audio before it in its track. Encoded alone, it would begin
-with the codec's start-up, and a model would learn to put that into the middle of a song.
+with the codec's start-up transient, and a model would learn to put that into the middle of a song.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from audio.codec import Codec
 from audio.frozen_encodec import load_frozen_encodec
@@ -56,7 +56,7 @@ class WavPairsDataset(Dataset):
 
     Attributes: `pairs[i]` (input WAV, output WAV); `keys[i]`, equal if and only if the embeddings are.
     Raises UserError if a WAV is not mono 16-bit PCM at the codec's sample rate, differs in length from the rest, or
-    lacks its other half.
+    is missing its partner.
     """
 
     def __init__(

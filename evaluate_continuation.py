@@ -4,9 +4,9 @@
     python evaluate_continuation.py --checkpoint checkpoints_simple/checkpoint_epoch_10.pt --output_dir results_epoch_10
     python evaluate_continuation.py --horizon_only --encodec_weights demo      # test a codec: no training needed
 
-The baselines repeat, average, hold or loop the input, or predict by linear maps or the training mean. A fixed rule
-decides whether the model works. The horizon shows how far ahead the embeddings are predictable at all. Writes
-report.html (open it in a browser), results.json, figures and WAVs. You can run it while the training is running.
+The baselines repeat, average, hold or loop the input, or use a linear map or the training mean. A fixed rule decides
+whether the model works. The horizon shows how far ahead the embeddings are predictable at all. Writes report.html (open
+it in a browser), results.json, figures and WAVs. You can run it during training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from common.arguments import (
     answer_early,
@@ -37,8 +37,8 @@ class Settings:
     checkpoint: str = checkpoint_setting()
     dataset_dir: str = dataset_setting()
     output_dir: str = setting("results_simple", "folder for report.html and the other files", type=file_path)
-    num_examples: int = setting(8, "pairs to look at and listen to", type=number(int, at_least=0, below=2**31))
-    max_sound_pairs: int = setting(60, "pairs to decode for log-mel and chroma", type=number(int, at_least=1))
+    num_examples: int = setting(8, "example pairs on the page", type=number(int, at_least=0, below=2**31))
+    max_sound_pairs: int = setting(60, "pairs to measure log-mel and chroma on", type=number(int, at_least=1))
     horizon_only: bool = setting(False, "only measure how far ahead the codec's embeddings are predictable")
     seed: int = seed_setting("the choice of pairs")
     cache_dir: str | None = cache_setting()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from common.arguments import (
     answer_early,
@@ -182,7 +182,7 @@ def main() -> int:
     ends = []
     sizes = {"num_samples": checkpoint["num_samples"], "context_samples": codec.warmup_frames * codec.hop_length}
     read = functools.partial(read_end, **sizes, sample_rate=codec.sample_rate)
-    with Workers(1) as workers:  # a process of its own, because a damaged file may crash it
+    with Workers(1) as workers:  # its own process, because a damaged file may crash it
         found = workers.map(read, settings.inputs, lambda _, reason: reason)
         for path, name, end in zip(settings.inputs, names, found, strict=True):
             if isinstance(end, str):

@@ -24,8 +24,8 @@ class SimpleTransformer(nn.Module):
     (`set_statistics`). The head starts at zero and learns the difference from it.
 
     Building a model turns off two of torch's attention implementations in the whole process. The eval-mode fast path
-    (`torch.backends.mha`) does not use the fused kernel and takes more than twice as long. For cuDNN's kernel, NaNs in
-    the backward pass in bf16 were reported.
+    (`torch.backends.mha`) does not use the fused kernel and takes more than twice as long. cuDNN's kernel has been
+    reported to give NaNs in the backward pass in bf16.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def transformer_layer(
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout that on a CPU draws one 64-bit number for four elements. torch draws one for each element.
+    """nn.Dropout that, on a CPU, draws one 64-bit random number for every four elements instead of one for each.
 
     This saves a tenth of a training step. The probability is exact to 1/65536.
     """

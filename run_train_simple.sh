@@ -70,7 +70,7 @@ commit $(git describe --always --dirty 2>/dev/null || echo unknown): train_simpl
 echo "$header"
 echo "$header" >&2
 
-# OpenMP stays off here, because the workers set their own number of threads on a CPU.
+# One OpenMP thread is enough here. On a CPU, the workers set their own number.
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 OMP_NUM_THREADS=1
 # Report wrong usage here once instead of in every worker. --device comes first, so that the user's own overrides it.
 set -- --device cuda "$@"

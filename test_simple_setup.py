@@ -22,7 +22,7 @@ import soundfile
 import torch
 import torchaudio
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
 from common.arguments import device_setting, file_path, parse_settings, setting, weights_setting
@@ -79,7 +79,7 @@ def check_devices(setup: Setup) -> str:
 
 
 def check_encodec(setup: Setup) -> str:
-    """The codec has 24 kHz and 6 kbps and is frozen. 16 s become [128, 1200] and decode to 384,000 samples."""
+    """The codec runs at 24 kHz and 6 kbps and is frozen. 16 s become [128, 1200] and decode to 384,000 samples."""
     codec = setup.codec
     is_right = (codec.sample_rate, codec.bandwidth, codec.frame_rate) == (24000, 6.0, 75)
     require(is_right, f"{codec.sample_rate} Hz, {codec.bandwidth} kbps, {codec.frame_rate} frames per second")
@@ -94,7 +94,7 @@ def check_encodec(setup: Setup) -> str:
 
 
 def check_context(setup: Setup) -> str:
-    """How much a segment that is encoded with one second of context differs from the same in mid-stream."""
+    """How much encoding a segment with one second of context differs from encoding the whole signal."""
     codec, both = setup.codec, noise(1, 8)
     half, hop, warmup = round(4 * codec.frame_rate), codec.hop_length, codec.warmup_frames
     whole = codec.encode(both)[:, :, half:]
@@ -158,7 +158,7 @@ def check_training(setup: Setup) -> str:
 
 
 def check_dataset(setup: Setup) -> str:
-    """If there is a dataset, its first pairs can be encoded. Also warns of a weak validation split."""
+    """If there is a dataset, its first pairs can be encoded. Also warns about a weak validation split."""
     root = Path(setup.dataset_dir or "dataset_pairs_wav")
     if setup.dataset_dir is None and not root.exists():
         return f"none in {root} yet; create it with python create_dataset_pairs_wav.py"

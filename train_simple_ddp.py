@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+sys.path.insert(0, str(Path(__file__).parent))  # Python leaves it out under PYTHONSAFEPATH
 
 from common.arguments import answer_early, parse_settings
 from training.config import TrainConfig
@@ -101,7 +101,7 @@ def start_processes(config: TrainConfig, num_processes: int) -> int:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # hide "Terminating process ..."
     started = None
     try:
-        with hold_interrupt():  # each process would print a traceback while it imports torch
+        with hold_interrupt():  # otherwise Ctrl-C makes each process that is importing torch print a traceback
             started = torch.multiprocessing.spawn(start_one, (config, num_processes), num_processes, join=False)
         while not started.join(grace_period=5):
             pass

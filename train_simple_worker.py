@@ -1,8 +1,7 @@
-"""The training loop: train_simple_ddp.py starts one of these for each GPU.
+"""The training loop. train_simple_ddp.py starts it in one process per GPU, or in one on the CPU.
 
-MSE in EnCodec's embedding space, AdamW, gradient clipping, ReduceLROnPlateau and early stopping, under
-DistributedDataParallel if there are several processes. `last.pt` is written at the end of every epoch. A run that is
-killed at any moment resumes from there; on a CPU it ends with bit-identical weights.
+`last.pt` is written at the end of every epoch. A run that is killed at any moment resumes from there. On a CPU it then
+ends with bit-identical weights.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from training.statistics import channel_statistics, deviation_over_time
 
 
 def loss_function(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """THE LOSS, a mean over all elements of [B, C, T]. Training, validation, baselines and early stopping use it."""
+    """THE LOSS: a mean over all elements of [B, C, T]. Training, validation, baselines and early stopping use it."""
     return F.mse_loss(predictions, targets)
 
 
@@ -63,8 +62,8 @@ def train_worker(
 ) -> None:
     """Train as process `global_rank` of `num_processes`. If there are several, MASTER_ADDR and MASTER_PORT must be set.
 
-    local_rank: this process's number among the `on_node` processes of its node. codec: used in place of the one that
-    --encodec_weights names; it must be on the process's device. Raises UserError for problems that the user can fix.
+    local_rank: this process's number among the `on_node` processes of its node. codec: replaces the one that
+    --encodec_weights names, and must be on the process's device. Raises UserError for problems that the user can fix.
     """
     device = pick_device(config.device, local_rank)
     if device.type == "cuda":
@@ -115,7 +114,7 @@ def set_up(
     state = build_state(config, settings, device)
     log(f"model      {count_parameters(state.model):,} trainable parameters")
     if metadata["loss"] != MSE:
-        log(f"loss       {metadata['loss']}: below, MSE stands for this loss")
+        log(f"loss       {metadata['loss']}: the lines below call it MSE")
     changed = changes(saved, metadata) if saved else {}
     run = Run(config, device, train_data, val_data, state.model, metadata, changed)
     if saved:
@@ -165,8 +164,8 @@ def start(run: Run, state: TrainState) -> None:
 def resume(run: Run, state: TrainState, saved: dict) -> None:
     """Resume the run after its last finished epoch, with the current settings and data.
 
-    With other data the model keeps its statistics, because they belong to its weights. With other data or another loss
-    the baselines and the best value are measured again.
+    If the data changed, the model keeps its statistics, because they belong to its weights. If the data or the loss
+    changed, the baselines and the best value are measured again.
     """
     state.restore(saved, run.config)
     log(f"resuming   {run.folder / LAST}: after epoch {state.epoch}")
@@ -177,7 +176,7 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
     if run.changed:
         log("changed    " + ", ".join(f"{name} {old} → {new}" for name, (old, new) in run.changed.items()))
     if run.config.init_from:
-        log(f"--init_from {run.config.init_from}: ignored, this run has weights of its own")
+        log(f"--init_from {run.config.init_from}: ignored, because this run already has weights")
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
         if is_remeasured:  # best_model.pt must hold the weights that now count as the best
@@ -277,10 +276,10 @@ def validate(
     predict: Callable[[torch.Tensor], torch.Tensor] | None = None,
     data: PairBatches | None = None,
 ) -> tuple[float, float]:
-    """(loss, deviation ratio) of the model or of `predict`, on the validation split or on `data`.
+    """The loss and deviation ratio of the model or of `predict`, on the validation split or on `data`.
 
-    The loss is the exact mean over every element of the split, for any number of processes. The deviation ratio is
-    the predictions' standard deviation over time divided by the targets', each the mean over pairs and channels.
+    The loss is the exact mean over every element of the split, for any number of processes. The deviation ratio is the
+    predictions' standard deviation over time divided by the targets', each averaged over pairs and channels.
     Raises UserError if the loss is not finite.
     """
     state.model.eval()

@@ -1,4 +1,4 @@
-"""What the readers of audio files have in common."""
+"""What the two readers of audio files share. Used by reading.py and ffmpeg.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a codec. The pipeline uses `FrozenEncodec`; any other class with these members works too."""
+"""The interface of a codec. The pipeline uses `FrozenEncodec`, but any class with these members works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EnCodec's causal 24 kHz mono architecture, with any width and number of codebooks."""
+"""EnCodec's causal 24 kHz mono architecture, with any width and number of codebooks. Used by weights.py and demo/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode audio files with FFmpeg (PyAV), strictly and forward only, up to the first error.
+"""Decode audio files with FFmpeg (PyAV), strictly and forward only, up to the first error. Used by reading.py.
 
 Damage is a decoder error, a timestamp later than the end of the previous frame (a gap), or less audio than the
 container states. A timestamp that goes back starts another stream, which is also used.

@@ -1,6 +1,6 @@
 """The log-mel spectrogram with the interface of a codec: a representation without phase.
 
-It can be trained on and evaluated like a codec's embeddings, but it cannot be decoded to sound.
+It can be trained on and evaluated like a codec's embeddings, but not decoded to sound. Used for the horizon.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read any audio file as blocks of mono samples: PCM and FLAC with libsndfile, all else with FFmpeg (PyAV).
+"""Read any audio file as blocks of mono samples: PCM and FLAC with libsndfile, everything else with FFmpeg (PyAV).
 
     with open_audio("song.mp3") as audio:
         for block in audio: ...     float32 [samples] at audio.sample_rate Hz, the mean of all channels
@@ -94,7 +94,7 @@ class SndfileReader(AudioReader):
     """Reads PCM-like formats and FLAC. Raises ValueError if libsndfile does not know the length."""
 
     class _Forwards(soundfile.SoundFile):
-        def seekable(self) -> bool:  # else soundfile seeks after each read
+        def seekable(self) -> bool:  # otherwise soundfile seeks after each read
             return False
 
     def __init__(self, file: BinaryIO):

@@ -1,4 +1,4 @@
-"""Cut tracks into exact segments at the codec's sample rate, and write WAV files.
+"""Cut tracks into exact segments at the codec's sample rate, and write WAV files. Used for datasets and continuations.
 
 Tracks are read as a stream, so a three-hour mix needs no more memory than a song.
 """
@@ -19,7 +19,7 @@ from audio.reading import AudioReader, open_audio
 from common.files import atomic_write
 
 SAMPLE_RATE = 24000  # Hz, the rate of EnCodec's 24 kHz model
-WAV_COMMENT = "Jingle_D"  # marks the WAVs that this project writes for listening, so that no dataset takes them
+WAV_COMMENT = "Jingle_D"  # marks WAVs written for listening, so that dataset creation ignores them
 MAX_SAMPLE = 100.0  # float samples beyond this are treated as invalid; full scale is 1
 
 
@@ -68,7 +68,7 @@ def read_last_samples(
 ) -> tuple[np.ndarray, str]:
     """The last `num_samples` of a file at `sample_rate` Hz: float32 [at most num_samples], mono.
 
-    Also returns what is wrong with the file ("" if nothing). `progress` passes on the file's blocks.
+    Also returns what is wrong with the file ("" if nothing). `progress` wraps the iterator of blocks.
     Raises AudioError if the file cannot be read.
     """
     with open_audio(path) as audio:
@@ -87,8 +87,8 @@ def level_dbfs(segment: np.ndarray) -> float:
 
     The mean is subtracted first, because a constant offset is silent too.
     """
-    centred = segment - segment.mean(dtype=np.float64).astype(np.float32)
-    mean_square = float(centred @ centred) / len(segment)
+    centered = segment - segment.mean(dtype=np.float64).astype(np.float32)
+    mean_square = float(centered @ centered) / len(segment)
     return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
 
 

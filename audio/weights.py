@@ -1,4 +1,4 @@
-"""Find and verify the codec's weights, and load the model."""
+"""Find and verify the codec's weights, and load the model. Used by frozen_encodec.py."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def describe(figures: dict[str, object]) -> str:
 
 @contextlib.contextmanager
 def row_of(name: str, kernel: SDPBackend | None = None) -> Iterator[None]:
-    """Use one attention kernel, if given. Record a row without enough memory or kernel as not measured."""
+    """Use one attention kernel, if given. If the memory or the kernel is missing, record the row as not measured."""
     gc.collect()
     if ON_CUDA:
         torch.cuda.empty_cache()
@@ -254,7 +254,7 @@ def precision() -> None:
 
 
 def literal() -> None:
-    """The original experiment word for word: encoding in every step, with torch's defaults."""
+    """The literal original experiment: encoding in every step, with torch's defaults."""
     weights = load_frozen_encodec("untrained").model.state_dict()
     run = LiteralTraining(DATASET, weights, DEVICE, num_workers=4 if ON_CUDA else 0)
     batches, name = iter(run.train), "an epoch, extrapolated"

@@ -15,7 +15,7 @@
 set -uo pipefail
 
 slack=1
-[ "${TEST_DEVICE:-cuda}" = cuda ] || slack=10 # a CPU measures nothing, and may be busy
+[ "${TEST_DEVICE:-cuda}" = cuda ] || slack=10 # a CPU only tests the script, and may be busy
 TOTAL_S=$((470 * slack))                      # ten seconds are left for the table
 python=${PYTHON:-python3}
 

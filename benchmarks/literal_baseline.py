@@ -1,4 +1,4 @@
-"""The original experiment taken word for word: what run_benchmarks.py and gpu.py compare with.
+"""A literal version of the original experiment: what run_benchmarks.py and gpu.py compare with.
 
 EnCodec's own encoder encodes every batch again in every epoch. The transformer is torch's `nn.TransformerEncoder` with
 dropout everywhere, in float32. Nothing is slowed down on purpose.

@@ -23,7 +23,7 @@ HEADER = "| subject | measured against | ratio | goal | |\n|---|---|---|---|---|
 
 @dataclass
 class Row:
-    """One line of the table: how many times as good as what it is measured against."""
+    """One line of the table: a ratio to what it is measured against."""
 
     subject: str
     against: str
@@ -37,7 +37,7 @@ class Row:
 
 
 def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> tuple[float, float]:
-    """Seconds of the fastest call of each. They take turns, so that other work on the machine slows both."""
+    """The seconds of each function's fastest call. The functions take turns, so that other work slows all of them."""
     best = [float("inf"), float("inf")]
     for _ in range(rounds):
         for index, call in enumerate((first, second)):
@@ -48,7 +48,7 @@ def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> t
 
 
 def run_command(*command: object) -> float:
-    """Run a command from the repository's folder; its seconds. If it fails, its output is in the RuntimeError."""
+    """Run a command from the repository's folder and return its seconds. A RuntimeError contains a failure's output."""
     started = time.perf_counter()
     done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Speed as ratios that are measured side by side. Prints each row of the table at once and writes all as JSON.
+"""Measure speed as ratios, side by side. Prints each row of the table at once and writes all of them as JSON.
 
 make bench                                                   # everything, then gpu.sh if there is a GPU
 python benchmarks/run_benchmarks.py --only codec training    # only these subjects
@@ -65,7 +65,7 @@ def measure_codec(work: Path) -> Iterator[Row]:
 
 
 def measure_training(work: Path) -> Iterator[Row]:
-    """A step, an epoch and the time to a validation MSE, against the original experiment taken word for word."""
+    """A step, an epoch and the time to a validation MSE, against a literal version of the original experiment."""
     music, dataset = work / "music", work / "dataset"
     run_python("demo/make_music.py", "--output_dir", music, "--num_tracks", 9, "--riffs", 13)
     limits = ("--max_pairs", 18, "--val_pairs", 2)

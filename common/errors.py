@@ -1,4 +1,4 @@
-"""Errors a user can fix become one line on stderr and exit status 1. All others keep their traceback."""
+"""Errors that a user can fix become one line on stderr and exit status 1. All others keep their traceback."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def printable(name: str | bytes | os.PathLike) -> str:
 @contextlib.contextmanager
 def hold_interrupt() -> Iterator[None]:
     """Delay Ctrl-C until the block ends. Processes started within never see it, unless they unblock SIGINT."""
-    multiprocessing.resource_tracker.ensure_running()  # multiprocessing starts it, which would unblock SIGINT
+    multiprocessing.resource_tracker.ensure_running()  # otherwise it starts within the block, which unblocks SIGINT
     held: list[tuple] = []
-    # Blocking is for the processes. Here another thread may still get the signal, and would interrupt this one.
+    # New processes inherit the blocked signal. In this process another thread may still receive it, so hold it here.
     handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: held.append(signal_and_frame))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -95,7 +95,7 @@ def hold_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def name_in_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Set the file name of any OSError raised in the block: write() sets none, and a temporary file the wrong one."""
+    """Set the file name of any OSError from the block. write() sets none, and a temporary file has another name."""
     try:
         yield
     except OSError as error:

@@ -43,7 +43,7 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
 
 
 def _locked_partial_file(path: Path) -> tuple[int, Path]:
-    """A new file for the content of `path`, open and locked: the lock says that its writer is alive."""
+    """A new file for the content of `path`, open and locked. The lock shows that its writer is alive."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
         with contextlib.suppress(OSError):  # some file systems have no locks
@@ -54,9 +54,10 @@ def _locked_partial_file(path: Path) -> tuple[int, Path]:
 
 
 def remove_partial_files(folder: str | os.PathLike) -> None:
-    """Remove the partial files that killed processes left in `folder`. Those of living ones stay.
+    """Remove the partial files that killed processes left in `folder`. Those of running processes stay.
 
-    Without locks on the file system, the living are not recognized, so only files older than an hour are removed.
+    If the file system has no locks, running processes cannot be recognized. Then only files older than an hour are
+    removed.
     """
     for entry in os.scandir(folder):
         if PARTIAL_FILE.fullmatch(entry.name):

@@ -1,4 +1,4 @@
-"""Threads that read files ahead while the caller computes."""
+"""Threads that read files ahead while the caller computes. Used by the dataset and its batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of processes that survives the death of any of them."""
+"""A pool of processes that survives the death of any of them. Used to read audio files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Workers:
     def map(self, function: Callable[[A], B], items: Iterable[A], on_death: Callable[[A, str], B]) -> Iterator[B]:
         """Yield the results in order. If an item's process dies twice, its result is `on_death(item, reason)`.
 
-        The second attempt runs alone, because the first may have been killed for the memory that others used.
+        The second attempt runs alone, because the first may have been killed for memory that other workers used.
         """
         remaining, results = enumerate(items), {}
         running: dict[Connection, tuple[int, A]] = {}

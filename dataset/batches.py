@@ -1,4 +1,4 @@
-"""Batches of a split's embeddings for the training loop and the evaluation."""
+"""Batches of a split's embeddings for the training loop. Used by the worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.threads import read_ahead
 
 
 class PairBatches:
-    """Batches of a WavPairsDataset on a device, from one tensor there if it fits, else read as needed."""
+    """Batches of a WavPairsDataset on a device. The whole split is kept there if it fits, else read as needed."""
 
     def __init__(self, dataset: Dataset, device: torch.device, processes_on_node: int = 1):
         self.dataset, self.device = dataset, device

@@ -1,4 +1,7 @@
-"""Embeddings on disk, one file per distinct segment. Several processes can fill one folder at once."""
+"""Embeddings on disk, one file per distinct segment. Used by dataset_wav_pairs.py.
+
+Several processes can fill one folder at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Choose the pairs of a dataset from a list of audio files: cut tracks, compare them, and cut more if needed."""
+"""Choose the pairs of a dataset from a list of audio files: cut tracks, compare them, and cut more if needed.
+
+Used by create_dataset_pairs_wav.py.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,7 @@ def select_pairs(
     """
     read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
+    # How many pairs each track has according to its header.
     promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
     selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
@@ -122,10 +126,10 @@ def _compare(
 def _tie(
     links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
-    """The fixed splits: those of tracks with a known split and of tracks that share audio.
+    """Fix the splits of tracks that have an earlier split or share audio with another.
 
-    Tracks that share audio go to training. One that shares audio with a validation track of an earlier dataset is left
-    out. Stems of one song don't count as sharing, because they stay in one split anyway.
+    Tracks that share audio go to training. A track that shares audio with a validation track of an earlier dataset is
+    left out. Stems of one song don't count as sharing, because they stay in one split anyway.
     """
     splits, selection.sharing = dict(known), set()
     links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]

@@ -1,4 +1,4 @@
-"""Keep the splits of an earlier dataset in the same folder."""
+"""Keep the splits of an earlier dataset in the same folder. Used by dataset creation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ EARLIER_SPLIT = re.compile(r"not needed for \d+ pairs; (train|val) before")
 
 
 def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> None:
-    """Print which audio files were added or removed since. Raises UserError if the music is entirely different."""
+    """Print which audio files were added or removed. Raises UserError if the music is entirely different."""
     before = {row.source for row in previous.pairs} | {source for source, _ in previous.skipped}
     now = {printable(source) for source in sources}
     names = {Path(row.source).stem for row in previous.pairs}  # files may have been moved or re-encoded
     if 2 * len(names & {Path(source).stem for source in now}) < len(names) and not before & now:
         raise UserError(
-            f"{output_dir}: a dataset of other music (most of its files are not in --input_dir); "
+            f"{output_dir}: contains a dataset of other music (most of its files are not in --input_dir); "
             "add --overwrite or choose another --output_dir"
         )
     for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
         if names:
             more = f" and {len(names) - 5} more" if names[5:] else ""
-            print(f"{what} since: {', '.join(names[:5])}{more}", flush=True)
+            print(f"{what} since the last run: {', '.join(names[:5])}{more}", flush=True)
     if now == before:
-        print("some audio files have changed since", flush=True)
+        print("some audio files have changed since the last run", flush=True)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class PreviousSplits:
             source: {self.name_of[s.digest] for s in track.segments if s.digest in self.name_of}
             for source, track in tracks.items()
         }
+        # Names that still have some of their earlier audio.
         at_home = {_name(source) for source in tracks if _name(source) in names[source]}
         for source in tracks:
             if _name(source) not in at_home and (moved := names[source] - at_home):

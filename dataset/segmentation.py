@@ -27,7 +27,7 @@ from dataset.selection import Segment, Track
 STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
 CHANGED = "changed while it was read; run this again when it is complete"
-LISTEN_S = 120  # always read this much of a track, to recognize the same recording in another file
+LISTEN_S = 120  # always read at least this much of a track, to recognize the same recording in another file
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Choose pairs as evenly from the tracks as their lengths allow, with no track in both splits."""
+"""Choose pairs as evenly from the tracks as their lengths allow, with no track in both splits. Used by gathering.py."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def choose_validation(
 ) -> set[int]:
     """Choose the validation tracks: at least one if there are two tracks and not all were in training before.
 
-    capacities: pairs of each track. New tracks are chosen in this order.
-    known: "train" or "val" for a track of an earlier dataset, which it keeps, because a model may have been trained on
-    it; TRAIN_ONLY for a track that goes to validation only if there is no other; or None.
+    capacities: the number of pairs of each track. New tracks are chosen in this order.
+    known: the split of each track in an earlier dataset, "train" or "val", or None. A track keeps it, because a model
+    may have been trained on the track. TRAIN_ONLY marks a track that goes to validation only if there is no other.
 
     Takes a third of the tracks, but at most ten, or the share val_pairs / max_pairs if that is more. Takes more tracks
     if these have too few pairs. A track with more than half of all pairs is chosen last.

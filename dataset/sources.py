@@ -1,4 +1,4 @@
-"""Find the music in a folder: files with an audio extension, except this project's own output."""
+"""Find the music in a folder: files with an audio extension, except this project's output. Used by dataset creation."""
 
 from __future__ import annotations
 

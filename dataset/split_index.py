@@ -1,4 +1,7 @@
-"""Find which audio each WAV of a split contains and what precedes it, from metadata.txt if possible."""
+"""Find which audio each WAV of a split contains and what precedes it, from metadata.txt if possible.
+
+Used by dataset_wav_pairs.py.
+"""
 
 from __future__ import annotations
 

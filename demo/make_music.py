@@ -6,7 +6,7 @@
 There are eight riffs, each with its own tempo, key, chords, bass and drums. A song is a random walk over them: after
 each riff a coin decides between two successors. Each song also has an improvised melody that never repeats. So copying
 the input or predicting the average does not work, but a model that has learned the riffs can predict everything except
-the coin and the melody. No song begins or ends with half of another. The seed determines everything.
+the coin and the melody. No song begins with the last half of another. The seed determines everything.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ step "5. Does it work?"
 python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights" \
     --num_examples 4 --max_sound_pairs 20
-echo "This music was made to be learnable: half of what comes next is known, but not the coin. Real music may differ."
+echo "This music was made to be learnable: half of what comes next is known, and the rest is chance. Real music may differ."
 
 step "Results to listen to and look at"
 ls "$out"/continuations/*.wav

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The original experiment in full size on the music in music/. Started by `make experiment`. Run it again to resume.
+# The original experiment at full size on the music in music/. Started by `make experiment`. Run it again to resume.
 # QUICK=1 is a short form: segments of 4 s instead of 16, 8 epochs instead of up to 200, and a higher learning rate.
 set -euo pipefail
 cd "$(dirname "$0")/.."

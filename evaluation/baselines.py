@@ -77,9 +77,9 @@ def candidate_lags(x: torch.Tensor, frame_rate: float) -> list[int]:
 
 
 def phase_means(x: torch.Tensor, lag: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of all frames a multiple of `lag` before each frame: for frames lag to T of [C, T], and T frames more.
+    """For each frame, the mean of all frames of x [C, T] that lie a multiple of `lag` before it.
 
-    Returns [C, T − lag] inside the input and [C, T] after it.
+    Returns the means for the frames of x from `lag` on, [C, T − lag], and for the T frames after x, [C, T].
     """
     frames = x.shape[1]
     rounds = -(-frames // lag)
@@ -102,8 +102,8 @@ class FittedBaselines:
     std: torch.Tensor  # [C, 1]
     weights: torch.Tensor  # [2C, C]: of the frame's channels, then of the input's mean
     penalty: float  # as a share of the number of frames
-    centre_in: torch.Tensor  # [2C, T]: ridge subtracts it from its inputs
-    centre_out: torch.Tensor  # [C, T]: ridge adds it to its outputs
+    center_in: torch.Tensor  # [2C, T]: ridge subtracts it from its inputs
+    center_out: torch.Tensor  # [C, T]: ridge adds it to its outputs
     last_frames: int  # number of frames in the last moment, whichever explains more
     fading: torch.Tensor  # [T]: gain of the last moment
     by_position: torch.Tensor  # [C, T]: the mean output at each position
@@ -112,8 +112,8 @@ class FittedBaselines:
     @one_thread()
     def ridge(self, embedding: torch.Tensor) -> torch.Tensor:
         """Predict [C, T] -> [C, T]."""
-        moved = self.weights.T @ (_features(embedding, self.mean, self.std) - self.centre_in)
-        return (self.mean + self.std * (self.centre_out + moved)).float()
+        moved = self.weights.T @ (_features(embedding, self.mean, self.std) - self.center_in)
+        return (self.mean + self.std * (self.center_out + moved)).float()
 
     def last_moment(self, embedding: torch.Tensor) -> torch.Tensor:
         """Predict [C, T] -> [C, T]."""
@@ -122,7 +122,7 @@ class FittedBaselines:
 
 @dataclass
 class _Sums:
-    """Over the standardized pairs of a fold: products summed over all frames, and sums by position."""
+    """Sums over the standardized pairs of a fold: products over all frames, and x and y at each position."""
 
     count: int = 0
     x: torch.Tensor | float = 0.0  # [2C, T]
@@ -157,9 +157,9 @@ def _total(folds: list[_Sums]) -> _Sums:
 def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, progress: Progress) -> FittedBaselines:
     """Fit the baselines to training pairs. Holds one pair in memory, or two blocks of pairs for the linear map.
 
-    tracks: of each training pair. Ridge minimizes |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), with X and Y relative
-    to μ or to the means by position. Which of the two and which λ have the least error on tracks that were left out is
-    found by cross-validation with five folds of tracks, or of pairs if there is only one track.
+    tracks: the track of each training pair. Ridge minimizes |Y − XW|² + λ|W|² (Hoerl and Kennard 1970), with X and Y
+    relative to μ or to the means by position. Cross-validation chooses one of the two, and λ. Its five folds are of
+    tracks, or of pairs if there is only one track.
     """
     mean, std = mean.double().cpu(), std.double().cpu()
     numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}
@@ -180,15 +180,15 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
     total = _total(folds)
     frames = total.count * total.y.shape[1]
     strength, penalty = _best_ridge(folds) if len(folds) > 1 else (0.0, 1.0)
-    centre_in, centre_out = strength * total.x / total.count, strength * total.y / total.count
-    xx, xy, _ = total.about(centre_in, centre_out)
+    center_in, center_out = strength * total.x / total.count, strength * total.y / total.count
+    xx, xy, _ = total.about(center_in, center_out)
     return FittedBaselines(
         mean=mean,
         std=std,
         weights=_solve(xx, xy, [penalty * frames])[0],
         penalty=penalty,
-        centre_in=centre_in,
-        centre_out=centre_out,
+        center_in=center_in,
+        center_out=center_out,
         last_frames=last_frames,
         fading=moments[last_frames] / held[last_frames],
         by_position=mean + std * total.y / total.count,
@@ -221,9 +221,9 @@ def _best_ridge(folds: list[_Sums]) -> tuple[float, float]:
         rest = _total([fold for fold in folds if fold is not left_out])
         frames = (rest.count + left_out.count) * rest.y.shape[1]
         for strength in (0.0, 1.0):
-            centre = strength * rest.x / rest.count, strength * rest.y / rest.count
-            weights = _solve(*rest.about(*centre)[:2], list(RIDGE_PENALTIES * frames))
-            xx, xy, yy = left_out.about(*centre)
+            center = strength * rest.x / rest.count, strength * rest.y / rest.count
+            weights = _solve(*rest.about(*center)[:2], list(RIDGE_PENALTIES * frames))
+            xx, xy, yy = left_out.about(*center)
             for penalty, w in zip(RIDGE_PENALTIES, weights, strict=True):
                 error = float(yy.trace() + (w * (xx @ w)).sum() - 2 * (w * xy).sum())
                 errors[strength, float(penalty)] = errors.get((strength, float(penalty)), 0.0) + error

@@ -15,7 +15,7 @@ import torch
 
 from common.progress import Progress
 
-MOST_PAIRS = 2000  # fit to at most this many, evenly sampled. There are fewer by default
+MOST_PAIRS = 2000  # fit to at most this many, evenly sampled; a dataset has fewer by default
 BLOCK = 128  # pairs per block. Two blocks of 16 s take 320 MB
 FOLDS = 5
 PENALTIES = np.logspace(-3, 2, 11)  # as shares of the inputs' mean squared distance from their mean
@@ -31,8 +31,7 @@ class ClipRidge:
     """Fitted to training pairs, which are read again for each block of predictions."""
 
     def __init__(self, pairs: Pairs, tracks: list[str], std: torch.Tensor, progress: Progress):
-        """tracks: of each training pair. std: of each channel, [C, 1], so that all channels of the input count alike.
-
+        """tracks: the track of each training pair. std: [C, 1], which gives all channels of the input the same weight.
         The penalty is chosen by cross-validation with five folds of tracks, or of pairs if there is only one track.
         """
         self.pairs, self.std = pairs, std.float().cpu()

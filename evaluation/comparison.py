@@ -121,10 +121,10 @@ def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
 
 
 class Comparison:
-    """All rows on one split."""
+    """Measures every continuation on every pair of a split."""
 
     def __init__(self, model: Model, dataset: Dataset, tracks: list[str], fitted: FittedBaselines, seed: int):
-        """tracks: of each pair."""
+        """tracks: the track of each pair."""
         self.model, self.dataset, self.tracks, self.fitted, self.seed = model, dataset, tracks, fitted, seed
         self.codec = dataset.codec
         self.other = other_tracks(tracks, seed)

@@ -1,4 +1,4 @@
-"""Why does it fail, or how does it work? Where the skill lies, and what the model uses of its input.
+"""Why the model fails or how it works: where its skill lies, and what it uses of its input.
 
 Used by results.py.
 """
@@ -16,7 +16,7 @@ ABLATION_LABELS = {
     "input_swapped": "another track's",
 }
 DRAWN_BASELINES = ("channel_regression", "loop")
-LEAST_SHARE = 0.05  # sentences leave out bands with less of the error
+LEAST_SHARE = 0.05  # the sentences leave out bands with a smaller share of the error
 
 
 def diagnose(errors: TrackErrors) -> dict[str, object]:

@@ -27,7 +27,7 @@ def write_examples(
     folder: Path,
     progress: Progress,
 ) -> list[dict[str, object]]:
-    """Write the clips of the pairs `chosen`; returns the `examples` of results.json. rows: of metadata.txt."""
+    """Write the clips of the pairs `chosen`; return the `examples` of results.json. rows: from metadata.txt."""
     examples = []
     for number, index in enumerate(chosen, 1):
         error, scale = (errors[name]["seconds"][index].sum() for name in ("model", "training_mean"))
@@ -41,7 +41,7 @@ def write_examples(
 def write_clips(
     comparison: Comparison, index: int, decode_joined: DecodeJoined, prefix: Path
 ) -> dict[str, dict[str, object]]:
-    """Write the clips of pair `index` as PREFIX_NAME.wav and .png; returns each one's files and seconds.
+    """Write the clips of pair `index` as PREFIX_NAME.wav and .png; return each one's files and seconds.
 
     context and truth are the dataset's WAVs. joined is the context and the model's continuation decoded in one piece,
     as generate_continuation.py does it. model is its second half, and ceiling the same with the true continuation. All

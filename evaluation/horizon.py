@@ -24,7 +24,7 @@ TRAIN_PAIRS, VAL_PAIRS = 300, 100
 PAST_FRAMES = 8  # that the linear map sees, besides the mean of all frames so far
 STRIDE = 2  # predict from every second frame: neighboring frames say nearly the same
 PENALTIES = np.logspace(-4, 1, 6)  # as shares of the number of samples
-HELD_OUT = 5  # one in so many training tracks is held out to choose the penalty
+HELD_OUT = 5  # one in five training tracks is held out to choose the penalty
 BATCH = 4  # pairs whose products are summed in float32, before they are added in float64
 FEWEST_FRAMES = 16  # in a segment
 SHORT_S = 0.5  # continuing music by seconds needs a horizon of at least this
@@ -72,7 +72,7 @@ def measure_curve(train: Split, val: Split, progress: Progress, of: str = "") ->
     both spread over their tracks. Channels are standardized by the training pairs. Skill is 1 − squared error ÷ that
     of the training mean. The ridge penalty of each lag is the one with the least error on held-out training tracks.
 
-    of: names the curve in the progress.
+    of: the curve's name in progress messages.
     """
     lags = lags_of(train.pairs[0][0].shape[1])
     maps, mean, std = _fit_maps(train, lags, progress, of)
@@ -192,14 +192,14 @@ class _Sums:
 
 def _too_small(train: Split) -> str:
     if len(set(train.tracks)) < 2:
-        return "it takes two training tracks"
+        return "it needs at least two training tracks"
     if train.pairs[0][0].shape[1] < FEWEST_FRAMES:
-        return f"it takes segments of {FEWEST_FRAMES} frames"
+        return f"it needs segments of at least {FEWEST_FRAMES} frames"
     return ""
 
 
 def reach_s(seconds: list[float], curve: dict[str, np.ndarray]) -> float:
-    """The last lag in seconds up to which skill counts: its whole interval is above 0.01. 0 if not even one frame."""
+    """The last lag, in seconds, before the skill's interval first reaches below 0.01; 0 if it does so at one frame."""
     low = np.where(np.isnan(curve["low"]), curve["skill"], curve["low"])  # no interval over a single track
     counts = low > LEAST_LEAD
     return seconds[-1] if counts.all() else ([0.0, *seconds])[int(counts.argmin())]
@@ -224,7 +224,7 @@ def _sentence(seconds: list[float], curves: dict[str, dict[str, np.ndarray]]) ->
     else:
         opening = "neither this embedding nor the log-mel spectrogram of the music is predictable"
     return (
-        f"By a linear map, {opening}: the embedding {up_to('embedding')}, the log-mel spectrogram {up_to('log_mel')}."
+        f"With a linear map, {opening}: the embedding {up_to('embedding')}, the log-mel spectrogram {up_to('log_mel')}."
     )
 
 

@@ -25,8 +25,9 @@ Errors = dict[str, np.ndarray]
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread. More would gain little here, and cost a lot if other programs need the cores: on two
-    busy cores, a matrix square root took 30 times as long.
+    """Let torch use one thread. More would gain little here and cost a lot if other programs need the cores.
+
+    On two busy cores, a matrix square root took 30 times as long.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -124,8 +125,8 @@ def ratio_over_tracks(numerators: np.ndarray, denominators: np.ndarray) -> Estim
     """
     total = denominators.sum(axis=0)
     value = np.where(total > 0, numerators.sum(axis=0) / np.where(total > 0, total, 1), np.nan)
-    centre = np.where(total > 0, total / len(denominators), np.nan)
-    return Estimate(value, *interval_of_mean(value + (numerators - value * denominators) / centre))
+    center = np.where(total > 0, total / len(denominators), np.nan)
+    return Estimate(value, *interval_of_mean(value + (numerators - value * denominators) / center))
 
 
 def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,8 +138,8 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Simulations with worthless models and 10 tracks (tests/test_evaluation_intervals.py): if one track in ten goes
     badly wrong, t alone calls 10% of the models better. If errors have long tails on both sides, Hall's alone calls 4%
-    better. The farther of both calls 5% and 2% better, with or without the limit, and contains the truth in 94 to 96%
-    of cases. 20 and 40 tracks give the same coverage. The bootstrap of a pooled ratio called 14% and 8% better.
+    better. The farther of the two calls 5% and 2% better, with or without the limit, and contains the truth in 94 to
+    96% of cases. 20 and 40 tracks give the same coverage. The bootstrap of a pooled ratio called 14% and 8% better.
 
     No interval accounts for kinds of tracks that the sample does not contain.
     """
@@ -165,8 +166,8 @@ class TrackErrors:
     """The errors of each row, summed over each track and divided by the track's error under the training mean.
 
     So every track counts once, however loud or long it is. With some codecs, a quiet track has almost no error under
-    the training mean, and a small error would give it a skill of −8 that decides alone. Such a track counts as if it
-    had a tenth of the usual error under the training mean.
+    the training mean. A small error would then give it a skill of −8, which alone would decide the mean. Such a track
+    counts as if it had a tenth of the usual error under the training mean.
     """
 
     def __init__(self, errors: dict[str, Errors], tracks: list[str]):

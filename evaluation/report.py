@@ -16,7 +16,7 @@ from evaluation.figures import mel_height
 COLUMNS = (
     ("track_skill", "Skill", "↑",
      "1 − error ÷ error of the training mean, for each track, then the mean over tracks with its 95% interval. 1 is "
-     "the truth, 0 is no better than the training mean. Misleads where a few tracks differ from all others."),
+     "the truth, 0 is no better than the training mean. It misleads if a few tracks differ from all others."),
     ("skill_difference", "Model's lead", "↑",
      "The model's skill minus this row's, on the same tracks, with its 95% interval. The verdict depends on it."),
     ("skill", "Skill, pooled", "↑",
@@ -30,10 +30,10 @@ COLUMNS = (
      "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², where μ is the training mean. Below 1 the model is overconfident: predictions vary "
      "too much. Above 1 it is underconfident."),
     ("log_mel_distance", "Log-mel", "↓",
-     "Mean difference of log10 mel spectrograms to the true continuation. 0.3 is a factor of 2 in power."),
+     "Mean difference from the true continuation's log10 mel spectrogram. 0.3 is a factor of 2 in power."),
     ("chroma_cosine", "Chroma", "↑",
-     "Cosine between the 12 pitch classes and those of the true continuation: are the notes the same? Unrelated music "
-     "is far above 0. The row of another track shows how far."),
+     "Cosine similarity to the true continuation's power in the 12 pitch classes: are the notes the same? Unrelated "
+     "music is far above 0. The row of another track shows how far."),
 )  # fmt: skip
 CLIPS = {
     "context": "Context: what came before",

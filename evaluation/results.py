@@ -33,7 +33,7 @@ def measured_results(
     checkpoint: dict,
     epochs: list[dict],
 ) -> dict[str, object]:
-    """The part of results.json that follows from the measurements. epochs: of the training's log."""
+    """The part of results.json that follows from the measurements. epochs: the training log's lines."""
     tracks, codec, frames = comparison.tracks, comparison.codec, comparison.dataset.num_frames
     by_tracks, elements = TrackErrors(errors, tracks), codec.embedding_dim * frames
     evidence, diagnosis = gather_evidence(by_tracks, shared_tracks), diagnose(by_tracks)
@@ -56,7 +56,7 @@ def measured_results(
 def table_rows(
     errors: dict[str, Errors], by_tracks: TrackErrors, sound: dict[str, SoundRow], tracks: list[str], elements: int
 ) -> dict[str, dict]:
-    """The `rows` of results.json. elements: in one embedding."""
+    """The `rows` of results.json. elements: the size of one embedding."""
     true_deviation = errors["ceiling"]["deviation"].sum()
     counts = np.array([elements * len(group) for group in by_track(tracks).values()], np.float64)
     rows = {}
@@ -139,16 +139,16 @@ def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, 
 
 
 def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
-    """Warnings about the split and the loss. copies: validation targets that are training targets, too."""
+    """Warnings about the split and the loss. copies: the number of targets that are in both splits."""
     found = []
     if shared := results["dataset"]["shared_tracks"]:
         found.append(
-            f"{shared} of {results['dataset']['tracks']} validation tracks are in the training split too: these "
+            f"{shared} of {results['dataset']['tracks']} validation tracks are also in the training split, so these "
             "results are about tracks that the model knows."
         )
     if copies:
         found.append(
-            f"{copies} of {results['dataset']['pairs']} true continuations are in the training split too, sample for "
+            f"{copies} of {results['dataset']['pairs']} true continuations are also in the training split, sample for "
             "sample."
         )
     if checkpoint["loss"] != "MSE":
@@ -164,7 +164,7 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
 
 
 def write_json(path: Path, content: dict) -> dict:
-    """Write `content` as JSON, and return it as it can be read again."""
+    """Write `content` as JSON, and return what reading it would give."""
     content = to_json_types(content)
     with atomic_write(path) as temporary:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)

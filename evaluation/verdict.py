@@ -1,6 +1,6 @@
-"""The verdict: a word chosen by a fixed rule, and a sentence with the numbers behind it.
+"""The verdict: an outcome chosen by a fixed rule, and a sentence with the numbers behind it.
 
-Used by results.py. RULE is what the report shows, and `decide` is the same rule as code.
+Used by results.py. The report shows RULE; `decide` is the same rule as code.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ OPENINGS = {
 
 RULE = (
     "A track's skill is 1 − its error ÷ its error under the training mean. (That is taken as at least a tenth of the "
-    "usual error. Otherwise the quietest track would decide.) A lead over a baseline is the mean over tracks of the "
-    "model's skill minus the baseline's. A lead counts if its whole 95% interval is above 0.01 and the model's error "
+    "usual error. Otherwise the quietest track would decide.) The lead over a baseline is the model's skill minus "
+    "the baseline's, averaged over tracks. A lead counts if its whole 95% interval is above 0.01 and the model's error "
     "over all pairs together is also lower. So loud or long tracks alone are not enough. "
     "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
@@ -51,7 +51,7 @@ RULE = (
     "Better than the average only: it leads the training mean. Worse: the whole interval of its skill is below −0.01. "
     "Otherwise it is not distinguishable. Undecided: there are fewer than "
     f"{TRACKS_FOR_A_VERDICT} validation tracks, or one of them was also used for training. "
-    "The word is about the concept: continuous embeddings, pairs and MSE. Whether a transformer is needed is a "
+    "The verdict is about the concept: continuous embeddings, pairs and MSE. Whether a transformer is needed is a "
     "separate question, answered by a linear map of the whole clip that is fitted to the same pairs. The rule assumes "
     "that tracks are independent. Ten tracks do not show what goes wrong in one track of twenty."
 )
@@ -93,7 +93,7 @@ class Evidence:
 
     @property
     def closest(self) -> str:
-        """The baseline with the smallest lead over it, among those that the model does not beat if there are any."""
+        """The baseline that the model leads by least, among those that it does not beat, or among all."""
         unbeaten = [name for name in BASELINES if not self.beats(name)]
         return min(unbeaten or BASELINES, key=lambda name: self.leads[name].value)
 
@@ -130,9 +130,9 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     name, lead = BASELINES[baseline], evidence.leads[baseline]
     tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
     if outcome == "undecided":
-        why = f"{tracks} for validation, {TRACKS_FOR_A_VERDICT} are needed"
+        why = f"{tracks} for validation, but {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
-            why = f"{evidence.shared_tracks} of {tracks} were in the training too"
+            why = f"{evidence.shared_tracks} of {tracks} were also used for training"
         return f"{why}. Its skill is {evidence.skill.value:+.2f}, and {name} has {evidence.skills[baseline]:+.2f}"
     value, low, high = evidence.skill
     skill = f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
@@ -142,14 +142,14 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     elif all(map(evidence.beats, BASELINES)):
         against = f"It leads every baseline, and the closest, {name}, by {lead}"
     elif lead.high < -LEAST_LEAD:
-        against = f"It is behind {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+        against = f"It is behind {name}, which has {evidence.skills[baseline]:+.2f} (lead {lead})"
     elif lead.low > LEAST_LEAD:
         against = f"It is ahead of {name} on the average track (lead {lead})"
         against += ", but not in the error over all pairs together"
     elif lead.low > 0:
         against = f"It is ahead of {name} by too little to count (lead {lead})"
     else:
-        against = f"It is not ahead of {name} with {evidence.skills[baseline]:+.2f} (lead {lead})"
+        against = f"It is not ahead of {name}, which has {evidence.skills[baseline]:+.2f} (lead {lead})"
     cost = "there is no other track to test with"
     if evidence.input_cost is not None:
         cost = f"another track's input costs it {evidence.input_cost}"

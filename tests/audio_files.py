@@ -1,4 +1,4 @@
-"""Audio files for the tests as bytes: one song in any format, and the ways to damage it."""
+"""Audio files as bytes, for the tests of the readers: one song in any format, and ways to damage it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Animal:
 
     make: Callable[[Path], object]
     seconds: float = SECONDS  # how much of the song must be read
-    says: str = ""  # part of the line about its damage; "" if it is whole
+    says: str = ""  # part of the line about its damage; "" if there is none
     snr_db: float = 75
-    refused: str = ""  # part of the reason why it cannot be read at all
+    refused: str = ""  # part of the error if it cannot be read at all
 
 
 @functools.cache
 def song(seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
-    """A rising tone in each ear and a steady one in both, float64 [samples, 2]: no two stretches are alike."""
+    """A rising tone in each channel and a steady one in both, float64 [samples, 2]. No two parts are alike."""
     t = np.arange(round(seconds * rate))[:, None] / rate
     tones = np.sin(2 * np.pi * (np.array([[190.0, 330.0]]) * t + np.array([[23.0, 17.0]]) * t * t))
     audio = 0.33 * tones + 0.11 * np.sin(2 * np.pi * 523.25 * t)
@@ -41,7 +41,7 @@ def song(seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
 
 @functools.cache
 def mono_song(rate: int) -> np.ndarray:
-    """What a reader must give of the song, float64 [samples]."""
+    """The samples that a reader must return for the song, float64 [samples]."""
     return song(rate=rate).mean(axis=1)
 
 
@@ -50,13 +50,13 @@ def write(path: Path, audio: np.ndarray | None = None, rate: int = RATE, **kwarg
 
 
 def put(content: Callable[[], bytes]) -> Callable[[Path], object]:
-    """A function that writes the bytes, which are made when they are first needed."""
+    """A function that writes the bytes. They are made when they are first needed."""
     return lambda path: Path(path).write_bytes(content())
 
 
 @functools.cache
 def encode(end: str, *options: str, rate: int = RATE) -> bytes:
-    """The song as ffmpeg writes it into a file with this ending."""
+    """The song as ffmpeg encodes it for this file extension."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder, "song.wav"), rate=rate)
         command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"{folder}/song.wav", *options, f"{folder}/out.{end}"]
@@ -107,7 +107,7 @@ END_TAG = b"TAG" + b"A title".ljust(125)  # ID3v1
 
 
 def id3_tag(size: int, claimed: int | None = None) -> bytes:
-    """An ID3v2 tag of `size` bytes that claims to have `claimed`; its content looks like MP3 frames."""
+    """An ID3v2 tag of `size` bytes whose header claims `claimed` bytes. Its content looks like MP3 frames."""
     stated = size if claimed is None else claimed
     head = b"ID3\3\0\0" + bytes(stated >> shift & 127 for shift in (21, 14, 7, 0))
     return head + (b"\xff\xfbjpeg" * (size // 6 + 1))[:size]

@@ -1,4 +1,4 @@
-"""A zoo of audio files as real folders hold them: unusual, joined, cut, damaged, misnamed, or no audio at all.
+"""A zoo of the audio files found in real folders: unusual, joined, cut, damaged, misnamed, or no audio at all.
 
 `ZOO` maps a file's name to how it is made and what a reader must do with it.
 """
@@ -63,7 +63,7 @@ def riff(body: bytes) -> bytes:
 
 
 def header_states(share: float) -> bytes:
-    """A WAV whose header counts a part of its samples: the recorder died after it had updated the header."""
+    """A WAV whose header counts only some of its samples, because the recorder died after updating the header."""
     size = int((len(wav()) - 44) * share) // 4 * 4
     return b"RIFF" + struct.pack("<I", size + 36) + wav()[8:40] + struct.pack("<I", size) + wav()[44:]
 
@@ -95,5 +95,5 @@ add("giant atom.m4a", put(lambda: b"\0\0\0\x18ftypM4A " + bytes(12) + b"\x7f\xff
 add("list of URLs.m4a", put(lambda: b"#EXTM3U\n#EXTINF:1,\nhttp://localhost:9/a.mp3\n"), refused=".")
 add("concat.mp3", put(lambda: b"ffconcat version 1.0\nfile /etc/passwd\n"), refused=".")
 
-# FFmpeg 8 divides by zero where it finds no "(c)CRI" in an ADX, a format of games: the process that opens it dies.
+# FFmpeg 8 divides by zero if an ADX (a format from games) has no "(c)CRI". The process that opens it dies.
 DEADLY = bytes.fromhex("80000020031204020000ac440004ba0001f40300") + bytes(10) + b"(c)XRI" + (b"\0P" + b"!" * 16) * 400

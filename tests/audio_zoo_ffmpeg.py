@@ -1,4 +1,4 @@
-"""The part of the zoo that only the program ffmpeg can write; its files are made when a test needs them."""
+"""The part of the audio zoo that needs the ffmpeg program. Files are made when a test needs them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ for end, codec in {"m4a": AAC, "mov": AAC, "aac": AAC, "mka": AAC, "3gp": (*AAC,
     add(f"by ffmpeg.{end}", functools.partial(encode, end, *codec))
 for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac"), "aiff": ()}.items():
     add(f"lossless.{end}", functools.partial(encode, end, *codec), **LOSSLESS)
-# libsndfile takes the floats of the first for integers, and the headers of the second's blocks for samples.
+# libsndfile reads the floats of the first as integers, and the block headers of the second as samples.
 add("floats.w64", lambda: encode("w64", "-c:a", "pcm_f32le"), **LOSSLESS)
 add("blocks.voc", lambda: encode("voc"), **LOSSLESS)
 add("eight channels.m4a", lambda: encode("m4a", "-ac", "8", *AAC))
@@ -79,7 +79,7 @@ add("fragments.mp4", lambda: encode("mp4", *AAC, *fragments))
 
 
 def stamps_go_back() -> bytes:
-    """A WMA in which the time stamps of four packets are 90 ms too early, as in some healthy ones."""
+    """A WMA in which the timestamps of four packets are 90 ms too early, as in some undamaged files."""
     wma = bytearray(encode("wma", "-b:a", "192k"))
     # Offset 0 in its packet, then 8 bytes: its size and its time in ms.
     for found in list(re.finditer(rb"\0{4}\x08.{4}(.{4})", bytes(wma), re.DOTALL))[3:7]:
@@ -89,7 +89,7 @@ def stamps_go_back() -> bytes:
 
 
 def with_padded_setup(ogg: bytes) -> bytes:
-    """Vorbis with bytes behind the end of its setup header: libvorbis ignores them, FFmpeg refuses the file."""
+    """Vorbis with extra bytes after its setup header. libvorbis ignores them, but FFmpeg refuses the file."""
     page = ogg.index(b"OggS", 4)
     start = page + 27 + ogg[page + 26]
     lacing, end = bytearray(ogg[page + 27 : start]), start + sum(ogg[page + 27 : start])
@@ -107,7 +107,7 @@ def with_padded_setup(ogg: bytes) -> bytes:
 
 
 def coded_as_pcm(kind: str, codec: str, *options: str) -> bytes:
-    """A coded stream as the 16-bit stereo samples of a lossless file, as a DTS-CD holds it."""
+    """A coded stream stored as the 16-bit stereo samples of a lossless file, as on a DTS CD."""
     coded = encode({"dca": "dts", "ac3": "spdif"}[codec], "-c:a", codec, "-strict", "-2", *options)
     samples = np.frombuffer(coded[: len(coded) // 4 * 4], "<i2").reshape(-1, 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def ape_tag(size: int) -> bytes:
 
 
 def frames(mp3: bytes) -> list[int]:
-    """Where the frames of a 44.1 kHz, 128 kbit/s MP3 begin, its header frame first if it has one."""
+    """The positions of the frames of a 44.1 kHz, 128 kbit/s MP3, including its header frame if it has one."""
     at, found = mp3.index(b"\xff\xfb"), []
     while at + 4 <= len(mp3) and mp3[at : at + 2] == b"\xff\xfb":
         found.append(at)
@@ -141,14 +141,14 @@ def frames(mp3: bytes) -> list[int]:
 
 
 def with_header_frame(offset: int, new: bytes) -> bytes:
-    """An MP3 with `new` behind the name of its header frame, "Info"."""
+    """An MP3 with `new` after the name of its header frame, "Info"."""
     whole = mp3()
     at = whole.index(b"Info") + offset
     return whole[:at] + new + whole[at + len(new) :]
 
 
 def misstated(mp3: bytes) -> bytes:
-    """In every 20th frame the last granule states 3 bits less than it has, as GarageBand writes it."""
+    """An MP3 in which the last granule of every 20th frame understates its size by 3 bits, as GarageBand's do."""
     changed = bytearray(mp3)
     for at in frames(mp3)[10::20]:
         side = slice(at + 4, at + 36)  # 20 bits, then 59 for each granule, which begin with its length of 12
@@ -255,7 +255,7 @@ if shutil.which("mpcenc"):
 
 
 def cover() -> tuple[str, ...]:
-    """ffmpeg's options for a picture of 1 x 1 in a comment, as Ogg and Opus hold it; FFmpeg makes a stream of it."""
+    """ffmpeg's options for a 1 x 1 picture in a comment, as in Ogg and Opus. FFmpeg treats it as a stream."""
     picture = struct.pack(">II9sIIIIII", 3, 9, b"image/png", 0, 1, 1, 24, 0, 100) + bytes(100)
     return "-metadata", f"METADATA_BLOCK_PICTURE={base64.b64encode(picture).decode()}"
 
@@ -280,7 +280,7 @@ def many_channels() -> bytes:
     return avi[:at] + b"\xd3\0" + avi[at + 2 :]
 
 
-# Before version 18, PyAV does not even open such a stream; since then it is opened, but cannot be converted.
+# PyAV before version 18 cannot open such a stream. Later versions open it but cannot convert it.
 is_opened = int(av.__version__.split(".")[0]) >= 18
 reason = "its samples cannot be converted" if is_opened else "not readable as audio: no audio can be decoded"
 add("211 channels.avi", many_channels, refused=reason)

@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of the report page, over its debugging pipe."""
+"""Headless Chromium for the tests of the report page, controlled through its debugging pipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Browser:
         ours_in, theirs_out = os.pipe()
         theirs_in, self.out = os.pipe()
 
-        def as_3_and_4() -> None:  # the numbers that Chromium reads from and writes to
+        def as_3_and_4() -> None:  # Chromium reads from descriptor 3 and writes to 4
             spare = [os.dup2(fd, number) for fd, number in ((theirs_in, 103), (theirs_out, 104))]
             os.dup2(spare[0], 3)
             os.dup2(spare[1], 4)
@@ -67,7 +67,7 @@ class Browser:
         raise AssertionError("the page does not load")
 
     def value(self, expression: str) -> object:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """The value of a JavaScript expression. Waits for a promise."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -90,7 +90,7 @@ class Browser:
 
 def _is_problem(method: str | None, content: dict) -> bool:
     if method == "Network.loadingFailed":
-        return not content.get("canceled")  # a player cancels what it does not need
+        return not content.get("canceled")  # players cancel downloads that they do not need
     if method == "Runtime.consoleAPICalled":
         return content["type"] in ("error", "warning", "assert")
     if method == "Network.requestWillBeSent":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Threads that spin while they wait would make every test crawl on a busy machine; read when torch is loaded.
+# Threads that spin while they wait would slow every test on a busy machine. torch reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -26,7 +26,7 @@ UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
 def run_script(
     script: str, *args: object, status: int | None = 0, cwd: Path = ROOT, **env: str
 ) -> subprocess.CompletedProcess:
-    """Run a script as a user does, in a process of its own; check its exit status."""
+    """Run a script as a user does, in its own process, and check its exit status."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | env
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
@@ -36,7 +36,7 @@ def run_script(
 
 
 def main_of(script: str, *args: object) -> int:
-    """Run a script's `main` as the script does, in this process; its exit status. Spares the imports."""
+    """Run a script's `main` in this process, which saves the imports, and return its exit status."""
     before, threads = sys.argv, torch.get_num_threads()
     sys.argv = [script, *map(str, args)]
     try:
@@ -51,7 +51,7 @@ def main_of(script: str, *args: object) -> int:
 
 @pytest.fixture
 def run(capfd):
-    """`main_of` with its output: run(script, *args, status=0) -> CompletedProcess."""
+    """Like `main_of`, but returns the output: run(script, *args, status=0) -> CompletedProcess."""
 
     def run_here(script: str, *args: object, status: int = 0) -> subprocess.CompletedProcess:
         capfd.readouterr()
@@ -73,7 +73,7 @@ def create(run):
 
 
 def one_line(stderr: str, says: str = "") -> str:
-    """The only line of an error, which must contain `says`; the banner of an untrained codec does not count."""
+    """The only line of an error, which must contain `says`. The banner of an untrained codec does not count."""
     lines = [line for line in stderr.splitlines() if not line.startswith("***")]
     assert len(lines) == 1 and ": error: " in lines[0] and says in lines[0], f"expected one line, {says!r}:\n{stderr}"
     return lines[0]
@@ -81,17 +81,17 @@ def one_line(stderr: str, says: str = "") -> str:
 
 @pytest.fixture
 def fails(run):
-    """Run a script that must refuse, in this process: one line on stderr that says `says`, and status 1."""
+    """Run a script that must fail, in this process, with status 1 and one line on stderr that contains `says`."""
     return lambda script, *args, says: one_line(run(script, *args, status=1).stderr, says)
 
 
 def one_line_error(script: str, *args: object, says: str, status: int = 1, **kwargs) -> str:
-    """The same in a process of its own."""
+    """Like `fails`, but in its own process."""
     return one_line(run_script(script, *args, status=status, **kwargs).stderr, says)
 
 
 def noise(rng: np.random.Generator, samples: int, channels: int = 1) -> np.ndarray:
-    """Noise that fades in and out, float32 [samples, channels]: every stretch of it is different."""
+    """Noise that fades in and out, float32 [samples, channels]. All parts of it are different."""
     envelope = 0.2 + 0.1 * np.sin(np.arange(samples)[:, None] / 5000)
     return (envelope * rng.standard_normal((samples, channels))).clip(-0.99, 0.99).astype(np.float32)
 
@@ -103,7 +103,7 @@ def write_track(path: Path, seconds: float, seed: int, rate: int = 24000, channe
 
 
 def checkpoint_of(model, **others: object) -> dict:
-    """What a checkpoint of `model` holds, for one-second segments of the untrained codec."""
+    """The content of a checkpoint of `model`, for one-second segments of the untrained codec."""
     content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
     content |= {"encodec_weights": "untrained"}
     content |= {"codec_is_pretrained": False, "sample_rate": 24000, "num_samples": 24000, "val_mse": 1.0}
@@ -151,7 +151,7 @@ def small_dataset(small_music, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(small_dataset, tmp_path_factory) -> Path:
-    """The folder of a run of two epochs on `small_dataset`; not to be written to."""
+    """The folder of a run of two epochs on `small_dataset`. Tests must not write to it."""
     folder = tmp_path_factory.mktemp("trained") / "checkpoints_simple"
     command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, *UNTRAINED)
     assert main_of("train_simple_ddp.py", *command, "--epochs", 2, "--checkpoint_every", 1, "--lr", 1e-3) == 0

@@ -1,4 +1,4 @@
-"""Shared by the tests of dataset creation: its command and what a dataset holds."""
+"""Shared by the tests of dataset creation: the command, and the content of a dataset."""
 
 from __future__ import annotations
 

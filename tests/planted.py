@@ -1,4 +1,4 @@
-"""Planted worlds: pairs of embeddings of which it is known how well they can be predicted."""
+"""Planted worlds: pairs of embeddings whose best possible prediction is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANNELS = 64
 
 
 class World:
-    """Pairs of embeddings [64, 150] and their tracks, with the interface of WavPairsDataset but for the sound."""
+    """Pairs of embeddings [64, 150] and their tracks, with the interface of WavPairsDataset except for the sound."""
 
     def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], tracks: list[str]):
         self.items, self.tracks, self.fitted = pairs, tracks, None
@@ -38,7 +38,7 @@ class World:
 
 
 def clip(rng: np.random.Generator, smooth: int = 4) -> torch.Tensor:
-    """Frames that change slowly, of variance 1 a channel, [64, 150]."""
+    """Frames that change slowly, with variance 1 in each channel, [64, 150]."""
     frames = rng.normal(size=(CHANNELS, FRAMES + smooth))
     smoothed = np.apply_along_axis(np.convolve, 1, frames, np.ones(smooth) / smooth**0.5, "valid")
     return torch.from_numpy(smoothed[:, :FRAMES]).float()
@@ -51,12 +51,12 @@ def world(rng: np.random.Generator, tracks: int, pairs: int, make_pair) -> World
 
 
 def independent(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
-    """Nothing follows from anything."""
+    """Outputs are independent of inputs."""
     return world(rng, tracks, pairs, lambda t: (clip(rng), clip(rng)))
 
 
 def copies(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
-    """What comes next is what was, shrunk to 0.8, with noise on it."""
+    """Each output is its input times 0.8, plus noise."""
 
     def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
         source = clip(rng)
@@ -66,7 +66,7 @@ def copies(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
 
 
 def loops(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
-    """A period that fits no pair, played on, with noise on it."""
+    """A period that does not divide the length of a pair, continued, plus noise."""
 
     def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
         period = int(rng.integers(41, 59))
@@ -99,7 +99,7 @@ class Jukebox:
 
 
 def oracle(split: World):
-    """A model that knows every answer, [1, C, T] -> [1, C, T]; the average of two answers where it must."""
+    """A model that knows every output, [1, C, T] -> [1, C, T], or the average if an input has two outputs."""
     answers = {source.numpy().tobytes(): target for source, target in split.items}
     return lambda x: answers.get(x[0].numpy().tobytes(), torch.zeros_like(x[0]))[None]
 

@@ -1,12 +1,12 @@
-"""Kill every script that writes with kill -9 at random moments, run it again, and compare with an undisturbed run.
+"""Kill every script that writes files at random moments, run it again, and compare with an uninterrupted run.
 
     python tests/soak_kill.py                              # 200 kills, about 15 minutes on 2 cores
     python tests/soak_kill.py --kills 50 --seed 7 --only train
 
-A chain kills one command several times in one folder: after a random time, when the n-th file comes or goes, or in a
-write. It kills the whole process group, only the launcher, or only one worker. After each kill, every file with its
-final name must be as the undisturbed run left it. Then the command runs to its end. Its folder must equal the
-undisturbed one byte for byte, times aside, with nothing left over. If it does not, the exit status is 1.
+A chain kills one command several times in one folder: after a random time, when the n-th file appears or disappears, or
+during a write. It kills the whole process group, only the launcher, or only one worker. After each kill, every file
+with its final name must be as the uninterrupted run left it. Then the command runs to its end. Its folder must equal
+the uninterrupted one byte for byte, except for times, with nothing left over. If it does not, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MOST_KILLS_IN_A_CHAIN = 6
 
 @dataclass(frozen=True)
 class Stage:
-    """One command that is killed, and its share of all kills. `arguments` are below the chain's folder."""
+    """One command that is killed, and its share of all kills. Paths are relative to the chain's folder."""
 
     name: str
     share: int
@@ -89,8 +89,8 @@ def stages(base: Path) -> list[Stage]:
 
 
 def kill_once(running: Running, folder: Path, duration_s: float, most_changes: int, rng: random.Random) -> str:
-    """Kill a script at a random moment; says how, empty if it had ended before."""
-    some = rng.random() < 0.5  # of its processes, if there are several
+    """Kill a script at a random moment. Returns how it was killed, or "" if it had already ended."""
+    some = rng.random() < 0.5  # kill one of its processes, if there are several
     how = rng.choices(("by time", "at a change", "at a write"), (3, 2, 4))[0]
     if how == "by time":
         running.wait(lambda: False, rng.uniform(0, duration_s))
@@ -104,7 +104,7 @@ def kill_once(running: Running, folder: Path, duration_s: float, most_changes: i
             before = now
             return changes <= 0 and (how == "at a change" or any(name.endswith(".part") for name in now))
 
-        # Not later than the undisturbed run took, so that what is aimed at but missed is a kill all the same.
+        # Never later than the uninterrupted run took, so that a missed target still ends in a kill.
         if running.wait(reached, rng.uniform(0.4, 0.9) * duration_s) and how == "at a change":
             time.sleep(rng.choice((0, rng.uniform(0, 0.02))))
     if some and (workers := running.workers()) and not running.has_ended():
@@ -129,7 +129,7 @@ def names(folder: Path) -> set[str]:
 
 
 def content(path: Path) -> object:
-    """A file's content but for how long the run took: bytes, or what a checkpoint or a JSON holds."""
+    """A file's content without the run's duration: bytes, or the values in a checkpoint or a JSON file."""
     if path.suffix == ".pt":
         checkpoint = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
         del checkpoint["seconds"]
@@ -148,15 +148,15 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
-    """After a kill whatever has its final name is whole. Returns whether something was cut in the writing."""
+    """Check that every file with its final name is complete after a kill. Returns whether a write was interrupted."""
     cut = False
     for path in files(folder):
         name = str(path.relative_to(folder))
         cut |= path.name.endswith(".part")
-        # metrics.jsonl may end in half a line, curves.png be of an earlier epoch.
+        # metrics.jsonl may end in half a line, and curves.png may be from an earlier epoch.
         if name in expected and path.name not in ("metrics.jsonl", "curves.png"):
             found = content(path)
-            # A checkpoint may be of an earlier epoch: that it can be read says that it is whole.
+            # A checkpoint may be from an earlier epoch. If it can be read, it is complete.
             if path.suffix != ".pt" and (differs := difference(expected[name], found)):
                 raise SoakError(f"{name} after the kill{differs}")
     return cut
@@ -166,7 +166,7 @@ def check_what_is_there(folder: Path, expected: dict[str, object]) -> bool:
 
 
 def prepare(base: Path) -> None:
-    """Music, and for the later steps a dataset with its cache and checkpoints."""
+    """Make the music, and for the later steps a dataset with its cache and checkpoints."""
     (base / "music").mkdir()
     rng = np.random.default_rng(0)
     for number, (rate, channels) in enumerate([(24000, 1), (44100, 2), (48000, 1), (24000, 2), (44100, 1)]):
@@ -179,11 +179,11 @@ def prepare(base: Path) -> None:
 
 
 class Soak:
-    """All stages, each with the outcome of its undisturbed run."""
+    """All stages, each with the outcome of its uninterrupted run."""
 
     def __init__(self, base: Path, seed: int):
         self.base, self.rng = base, random.Random(seed)
-        self.folder = base / "chain"  # always the same, as paths stand in what is written
+        self.folder = base / "chain"  # always the same, because the written files contain paths
         self.undisturbed: dict[str, tuple[dict[str, object], float]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -199,7 +199,7 @@ class Soak:
         print(f"{stage.name}: {self.undisturbed[stage.name][1]:.1f} s undisturbed", flush=True)
 
     def chain(self, stage: Stage, most: int) -> int:
-        """Kill a stage up to `most` times, let it end, compare; the number of kills."""
+        """Kill a stage up to `most` times, let it finish, and compare. Returns the number of kills."""
         if stage.name not in self.undisturbed:
             self.leave_alone(stage)
         expected, duration_s = self.undisturbed[stage.name]
@@ -240,7 +240,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     started = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that are spawned
-    torch.set_num_threads(1)  # a fork does not take other threads along
+    torch.set_num_threads(1)  # other threads do not survive a fork
     for script in SCRIPTS:
         importlib.import_module(script)
     with tempfile.TemporaryDirectory(prefix="soak_kill_") as name:
@@ -248,12 +248,12 @@ def main() -> int:
         chosen = [stage for stage in stages(soak.base) if args.only in (None, stage.name)]
         prepare(soak.base)
         while soak.counts["kills"] < args.kills and time.monotonic() - started < 60 * args.minutes:
-            # The stage that is most behind its share.
+            # The stage that is furthest behind its share.
             stage = min(chosen, key=lambda stage: soak.counts[stage.name] / stage.share)
             left = args.kills - soak.counts["kills"]
             per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(1, args.kills * stage.share // 25))
             if soak.chain(stage, per_chain) == 0:
-                soak.counts[stage.name] += 0.2  # it ended before: let the others have a turn
+                soak.counts[stage.name] += 0.2  # it ended before the kill, so let the others have a turn
     kills, failures = soak.counts["kills"], soak.counts["failures"]
     print(
         f"{kills} kills, {soak.counts['in a write']} of them in the writing of a file, {failures} failures, "

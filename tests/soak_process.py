@@ -17,16 +17,16 @@ from pathlib import Path
 
 from common.errors import run_script
 
-PATIENCE_S = 300  # no command takes nearly as long
-END_S = 120  # nor does one that has lost a process
+PATIENCE_S = 300  # far longer than any command takes
+END_S = 120  # far longer than a command takes to end after it has lost a process
 
 
 class SoakError(Exception):
-    """Something was wrong after a kill, or after the run that followed it."""
+    """Something was wrong after a kill or after the run that followed."""
 
 
 class Running:
-    """A script under way in a forked process that leads a group of its own, with its output in `log`."""
+    """A script that runs in a forked process with its own process group. Its output goes to `log`."""
 
     def __init__(self, script: str, arguments: list[object], log: Path):
         self.log = log
@@ -34,7 +34,7 @@ class Running:
         self.pid = os.fork()
         if self.pid == 0:
             self._become(script, [str(a) for a in arguments])
-        os.setpgid(self.pid, self.pid)  # whichever comes first: it can be killed from now on
+        os.setpgid(self.pid, self.pid)  # parent and child both set it, so that it can be killed from now on
         self.status: int | None = None
 
     def _become(self, script: str, arguments: list[str]) -> None:
@@ -66,7 +66,7 @@ class Running:
         return self.status is not None
 
     def members(self) -> list[int]:
-        """The processes of its group that are alive, itself first."""
+        """The living processes of the group, the script's own first."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ class Running:
         return sorted(found)
 
     def workers(self) -> list[int]:
-        """Those that do its work: not Python's own helper, which nothing survives."""
+        """The processes that do the work. Excludes Python's own helper, because nothing survives killing it."""
         found = []
         for member in self.members():
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class Running:
         return found
 
     def wait(self, until: Callable[[], bool], timeout_s: float = PATIENCE_S) -> bool:
-        """Wait for `until`; False if the script ends before, or the time is over."""
+        """Wait for `until`. Returns False if the script ends first or time runs out."""
         end = time.monotonic() + timeout_s
         while not until():
             if self.has_ended() or time.monotonic() > end:
@@ -95,7 +95,7 @@ class Running:
         return True
 
     def finish(self) -> None:
-        """Wait for its end, which must be a success."""
+        """Wait until the script ends, which must be with success."""
         self.wait(lambda: False)
         if not self.has_ended():
             self.kill(-self.pid)
@@ -104,7 +104,7 @@ class Running:
             raise SoakError(f"exit status {self.status}\n{self.log.read_text()}")
 
     def kill(self, victim: int) -> None:
-        """kill -9 a process, or with a minus its group: the rest must end by itself, and soon."""
+        """kill -9 a process, or its group if negative. All other processes must end by themselves, and soon."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         end = time.monotonic() + END_S

@@ -1,4 +1,4 @@
-"""Another codec runs through the whole pipeline; no other code has EnCodec's numbers."""
+"""A different codec works in the whole pipeline, so nothing else depends on EnCodec's numbers."""
 
 import json
 

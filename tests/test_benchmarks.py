@@ -21,7 +21,7 @@ def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([*SCRIPT, *args], env=environment, capture_output=True, text=True)
 
 
-def test_without_a_card_it_is_one_line(tmp_path):
+def test_without_a_gpu_it_gives_one_line(tmp_path):
     done = run_script(tmp_path, CUDA_VISIBLE_DEVICES="", TEST_DEVICE="cuda")
     assert done.returncode == 1 and done.stdout == "" and list(tmp_path.iterdir()) == []
     assert done.stderr.count("\n") == 1 and "torch sees no CUDA GPU here; nothing was measured" in done.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, nothing in them is executed, and a run that lost one is offered another."""
+"""Checkpoints are complete or refused, nothing in them is executed, and a run that lost one is offered another."""
 
 import os
 import pickle
@@ -75,8 +75,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, zipped):
     assert (tmp_path / "trace").exists(), "the payload would have run"
 
 
-def test_a_damaged_last_is_refused_and_the_latest_whole_one_offered(tmp_path):
-    """The one offered is the latest by its epoch, whatever the files' dates, and is itself whole."""
+def test_a_damaged_last_pt_is_refused_and_the_latest_intact_one_offered(tmp_path):
+    """The offered checkpoint has the latest epoch, whatever the files' dates, and is itself intact."""
     model = SimpleTransformer(num_layers=1)
     assert find_run(tmp_path) is None
     for name, epoch in (("checkpoint_epoch_20", 20), ("checkpoint_epoch_10", 10), ("best_model", 17), ("last", 25)):

@@ -99,7 +99,7 @@ def place(tmp_path, small_dataset, trained, monkeypatch):
 
 
 @pytest.mark.parametrize("script", NONSENSE)
-def test_nonsense_is_one_line_before_any_work(script, place, capfd, monkeypatch):
+def test_wrong_values_give_one_line_before_any_work(script, place, capfd, monkeypatch):
     def no_long_work(*_, **__):
         raise AssertionError("long work began")
 
@@ -137,7 +137,7 @@ def test_check_only_prints_what_is_ready_and_the_folders(place, run):
     ]
 
 
-def test_a_missing_cuda_device_is_one_line(place, fails, monkeypatch):
+def test_a_missing_cuda_device_gives_one_line(place, fails, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
     fails("train_simple_ddp.py", "--device", "cuda", *UNTRAINED[:2], says="--device cuda: torch sees no CUDA GPU here")

@@ -20,7 +20,7 @@ from dataset.pairs import digest_of, read_metadata
 
 
 def test_pairs_are_the_whole_tracks_samples(tmp_path, rng, run):
-    """16 s at 44.1 kHz stereo, against the whole track resampled in one piece."""
+    """Compares 16 s segments of 44.1 kHz stereo with the whole track resampled in one piece."""
     audio = noise(rng, int(50.5 * 44100), 2)
     soundfile.write(tmp_path / "song.wav", audio, 44100, subtype="FLOAT")
     result = run(SCRIPT, "--input_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_workers", 1)
@@ -59,14 +59,14 @@ def test_pairs_of_a_track_are_a_consecutive_run(small_dataset):
         assert os.path.samefile(small_dataset / first.files[1], small_dataset / second.files[0])
 
 
-def test_any_number_of_workers_makes_the_same(tmp_path, small_music, create):
+def test_any_number_of_workers_gives_the_same_dataset(tmp_path, small_music, create):
     for workers in (1, 3):
         create(small_music, tmp_path / str(workers), "--num_workers", workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 def test_no_track_fills_the_dataset_alone(tmp_path, create):
-    """Of six tracks one is long enough for all pairs: each gives its part."""
+    """One of six tracks is long enough for all pairs, but each of the six gives some."""
     write_tracks(tmp_path / "m", range(1, 5), 12)
     write_track(tmp_path / "m/0.wav", 70, seed=0)
     write_track(tmp_path / "m/5.wav", 3, seed=5)
@@ -127,7 +127,7 @@ def test_a_failed_overwrite_keeps_the_dataset(tmp_path, small_music, create):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_in_one_line(tmp_path, small_music, seed):
-    """At any moment after the start of the first worker, which takes its time to begin."""
+    """At any moment after the first worker has started."""
     command = [sys.executable, ROOT / SCRIPT, *flags(small_music, tmp_path / "d", "--num_workers", 2)]
     process = subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -71,7 +71,7 @@ def test_a_file_that_crashes_its_reader_is_named_and_skipped(tmp_path, create, w
 
 
 def test_a_file_that_changed_while_it_was_read_is_used_by_the_next_run(tmp_path, create):
-    """A change of its permissions changes neither its size nor its date."""
+    """Here its permissions change, which changes neither its size nor its date."""
     write_tracks(tmp_path / "m", range(2))
     path, is_over = write_track(tmp_path / "m/2.wav", 60, seed=2), threading.Event()
 
@@ -128,7 +128,7 @@ def test_nothing_usable_is_an_error(tmp_path, create, fails):
 
 
 def test_a_trimmed_or_reencoded_copy_is_used_once(tmp_path, create):
-    """It has no sample in common with the original."""
+    """The copy has no sample in common with the original."""
     write_tracks(tmp_path / "m", range(3), 30)
     audio = 0.7 * soundfile.read(tmp_path / "m/1.wav")[0][int(3.1 * 24000) :]
     copies = ("later.wav", "small.mp3")
@@ -140,7 +140,7 @@ def test_a_trimmed_or_reencoded_copy_is_used_once(tmp_path, create):
 
 
 def test_a_broken_copy_does_not_replace_the_whole_recording(tmp_path, create):
-    """Its header promises as much. Of two whole copies the larger file is used."""
+    """The broken copy's header states the full length. Of two whole copies, the larger file is used."""
     write_tracks(tmp_path / "m", range(3), 30)
     whole = (tmp_path / "m/1.wav").read_bytes()
     (tmp_path / "m/a broken copy.wav").write_bytes(whole[: len(whole) * 2 // 3])
@@ -151,7 +151,7 @@ def test_a_broken_copy_does_not_replace_the_whole_recording(tmp_path, create):
 
 
 def test_its_own_output_is_not_music(tmp_path, create):
-    """The folder of a pipeline that has run gives the same pairs as its music alone."""
+    """A folder in which the pipeline has run gives the same pairs as its music alone."""
     write_tracks(tmp_path / "alone", range(4))
     work = tmp_path / "work"
     shutil.copytree(tmp_path / "alone", work)

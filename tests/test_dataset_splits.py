@@ -21,10 +21,10 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     before, digests = splits(tmp_path / "d"), set(metadata_of(tmp_path / "d").digests.values())
     write_tracks(tmp_path / "m", range(5, 9), 6.2)
     result = create(tmp_path / "m", tmp_path / "d")
-    assert "added since: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
+    assert "added since the last run: 5.wav, 6.wav, 7.wav, 8.wav\n" in result.stdout
     after = splits(tmp_path / "d")
     assert before.items() <= after.items() and len(after) == 9
-    assert digests <= set(metadata_of(tmp_path / "d").digests.values()), "old embeddings are of no use"
+    assert digests <= set(metadata_of(tmp_path / "d").digests.values()), "the old embeddings cannot be used again"
     shutil.move(tmp_path / "m", tmp_path / "elsewhere")
     write_track(tmp_path / "m" / "other.wav", 6, seed=99)
     fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
@@ -45,7 +45,7 @@ def test_moved_or_reencoded_music_keeps_its_split(tmp_path, create, happens):
         else:
             soundfile.write(path.with_suffix(".ogg"), soundfile.read(path)[0], 24000)
             path.unlink()
-    assert "removed since: 0.wav, " in create(music, dataset).stdout
+    assert "removed since the last run: 0.wav, " in create(music, dataset).stdout
     if happens == "moved":
         assert before == {digest: name[:3] for name, digest in metadata_of(dataset).digests.items()}
     else:
@@ -107,7 +107,7 @@ def test_a_run_killed_while_it_replaces_a_dataset_keeps_the_splits(tmp_path, cre
 
 
 def test_tracks_that_share_audio_are_all_used_for_training(tmp_path, create, rng):
-    """50 s of one song stand in another. Beside an earlier validation track such a song is left out."""
+    """One song contains 50 s of another. A song that shares audio with an earlier validation track is left out."""
     music = tmp_path / "m"
     write_tracks(music, range(5), 70)
     songs = [soundfile.read(music / f"{number}.wav")[0] for number in range(5)]

@@ -1,4 +1,4 @@
-"""The dataset: the same embeddings with and without a cache, each segment encoded once, bad WAVs named."""
+"""The dataset gives the same embeddings with and without a cache, encodes each segment once, and names bad WAVs."""
 
 import errno
 import os
@@ -21,14 +21,14 @@ from dataset_wav_pairs import WavPairsDataset, prepare_cache
 
 @pytest.fixture
 def copy(small_dataset, tmp_path):
-    """A dataset of one's own, already encoded."""
+    """A copy of the encoded dataset that a test may change."""
     shutil.copytree(small_dataset, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 @pytest.fixture
 def counted(codec, monkeypatch):
-    """The codec, with a list of the batch sizes it was asked to encode."""
+    """The codec, and a list of the batch sizes that it encodes."""
     sizes = []
     encode = codec.encode
     monkeypatch.setattr(codec, "encode", lambda waveforms: sizes.append(len(waveforms)) or encode(waveforms))
@@ -37,7 +37,7 @@ def counted(codec, monkeypatch):
 
 
 def in_one_piece(codec, *paths) -> torch.Tensor:
-    """The embedding of WAVs one after the other, by EnCodec's own encoder: [128, frames]."""
+    """The embedding of consecutive WAVs, encoded in one piece by EnCodec's own encoder: [128, frames]."""
     waveform = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in paths])
     with torch.no_grad():
         return codec.model.encoder(torch.from_numpy(waveform).view(1, 1, -1))[0]
@@ -53,11 +53,13 @@ def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_data
         expected = in_one_piece(codec, *dataset.pairs[index])[:, 75:]
         torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
         alone = in_one_piece(codec, dataset.pairs[index][1])
-        assert (alone - expected)[:, 0].abs().mean() > 0.1, "encoded alone it would begin with the codec's start-up"
+        assert (alone - expected)[:, 0].abs().mean() > 0.1, (
+            "encoded alone, it would begin with the codec's start-up transient"
+        )
 
 
 def test_an_input_is_encoded_behind_its_predecessor_in_the_track(small_dataset, codec):
-    """The predecessor comes from metadata.txt; the first segment of a track has none."""
+    """The predecessor comes from metadata.txt. The first segment of a track has none."""
     dataset = WavPairsDataset(small_dataset / "train", codec)
     rows = {row.name: row for row in read_metadata(small_dataset / "metadata.txt").pairs}
     at = {(rows[name].source, rows[name].start_s): i for i, name in enumerate(dataset.pairs.names)}
@@ -87,12 +89,12 @@ def test_batches_are_equal_from_memory_disk_or_codec(small_dataset, codec, monke
     in_memory = PairBatches(dataset, torch.device("cpu"))
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 1000)
     from_disk, ahead = (PairBatches(dataset, torch.device("cpu")) for _ in range(2))
-    ahead.reads_ahead = True  # as for a GPU
+    ahead.reads_ahead = True  # as on a GPU
     encoded = PairBatches(WavPairsDataset(small_dataset / "train", codec, use_cache=False), torch.device("cpu"))
     assert in_memory.table is not None and from_disk.table is None
     state, indices = torch.random.get_rng_state(), [3, 1, 18, 0, 5, 5, 7]
     ways = [list(way(indices, 3)) for way in (in_memory, from_disk, ahead, encoded)]
-    assert torch.equal(torch.random.get_rng_state(), state), "dropout would differ between the ways"
+    assert torch.equal(torch.random.get_rng_state(), state), "dropout would depend on where embeddings come from"
     for way in ways:
         assert [len(inputs) for inputs, _ in way] == [3, 3, 1]
         inputs, targets = (torch.cat(side) for side in zip(*way, strict=True))
@@ -159,7 +161,7 @@ def test_a_wav_replaced_by_an_older_one_is_noticed(small_dataset, copy, codec):
 
 
 def test_wavs_that_metadata_knows_are_not_read_again(copy, codec, monkeypatch):
-    """metadata.txt holds their digests; only a WAV that is newer or of another size is read."""
+    """metadata.txt lists their digests. Only a WAV that is newer or has another size is read."""
     read, wavs = split_index.read_pcm16, []
     monkeypatch.setattr(split_index, "read_pcm16", lambda path: wavs.append(path.name) or read(path))
 
@@ -168,7 +170,7 @@ def test_wavs_that_metadata_knows_are_not_read_again(copy, codec, monkeypatch):
         prepare_cache([WavPairsDataset(copy / split, codec) for split in ("train", "val")])
         return sorted(set(wavs))
 
-    assert len(start()) == len(start()) == 44, "a copy may hold other audio"
+    assert len(start()) == len(start()) == 44, "a copy may contain other audio"
     assert main_of("dataset_wav_pairs.py", "--dataset_dir", copy, *UNTRAINED) == 0
     assert start() == []
     newer = (copy / "metadata.txt").stat().st_mtime_ns + 1

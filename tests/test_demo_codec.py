@@ -98,7 +98,7 @@ def test_any_width_runs_in_pieces(num_filters):
 
 
 def save(folder: Path, content: object) -> Path:
-    """A file of weights with the first digits of its SHA-256 in its name."""
+    """Write a weights file whose name has the first digits of its SHA-256."""
     torch.save(content, folder / "weights")
     digits = hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
     return (folder / "weights").rename(folder / f"codec-{digits}.th")
@@ -124,7 +124,7 @@ def broken_copies(folder: Path) -> dict[str, Path]:
     }
 
 
-def test_a_damaged_renamed_or_foreign_file_is_one_line(tmp_path):
+def test_a_damaged_renamed_or_foreign_file_gives_one_line(tmp_path):
     for says, path in broken_copies(tmp_path).items():
         with pytest.raises(UserError, match=says) as caught:
             load_frozen_encodec(str(path))

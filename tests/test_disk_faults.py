@@ -20,7 +20,7 @@ DISK_KB = 32 * 1024
 
 @pytest.fixture
 def disk():
-    """A folder with a file system of its own, 32 MB, that any user may enter."""
+    """A folder with its own 32 MB file system that any user may enter."""
     folder = Path(tempfile.mkdtemp(prefix="disk_"))
     folder.chmod(0o755)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KB}k", "none", folder]
@@ -41,7 +41,7 @@ def remount(disk: Path, options: str) -> None:
 
 
 def leave_free(disk: Path, kilobytes: int) -> None:
-    """Fill the disk up to so many kilobytes, whatever is on it."""
+    """Fill the disk until only so many kilobytes are free."""
     (disk / "filler").unlink(missing_ok=True)
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
     with open(disk / "filler", "wb") as file:
@@ -50,7 +50,7 @@ def leave_free(disk: Path, kilobytes: int) -> None:
 
 @pytest.fixture
 def try_command(capfd):
-    """Run a command in this process; its exit status and standard error, but for banners."""
+    """Run a command in this process. Returns its exit status and its stderr without banners."""
 
     def run_here(command: list[object]) -> tuple[int, str]:
         capfd.readouterr()
@@ -62,7 +62,7 @@ def try_command(capfd):
 
 
 def commands(folder: Path, small_music: Path, small_dataset: Path, trained: Path) -> dict[str, list[object]]:
-    """Each script that writes, writing into `folder` and taking what it needs from elsewhere."""
+    """The commands of all scripts that write files. They write into `folder` and read from elsewhere."""
     return {
         "create": [
             "create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", folder / "out",
@@ -92,7 +92,7 @@ def is_one_line(stderr: str, *parts: str) -> bool:
 
 
 def check_final_names(folder: Path, expected: dict[str, object]) -> None:
-    """What has a final name is whole: as expected, or a checkpoint or picture of an earlier epoch."""
+    """Check that files with their final names are complete: as expected, or from an earlier epoch."""
     for path in (path for path in folder.rglob("*") if path.is_file() and ".staging" not in path.parts):
         name = str(path.relative_to(folder))
         assert not name.endswith(".part"), "something half-written is left"
@@ -102,10 +102,10 @@ def check_final_names(folder: Path, expected: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_full_disk_is_one_line_and_the_run_resumes(
+def test_a_full_disk_gives_one_line_and_the_run_resumes(
     script, disk, try_command, rng, small_music, small_dataset, trained
 ):
-    """Each attempt has a random amount of space more than the last."""
+    """Each attempt has more space than the last, by a random amount."""
     folder = disk / "work"
     command = commands(folder, small_music, small_dataset, trained)[script]
     folder.mkdir()
@@ -127,8 +127,8 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     assert failed and status == 0 and not difference(expected, outcome(folder))
 
 
-def test_a_full_disk_with_two_processes_is_one_line_too(disk, small_music, small_dataset, trained):
-    """While both fill the cache, and while one saves and the other waits for it."""
+def test_a_full_disk_with_two_processes_gives_one_line_too(disk, small_music, small_dataset, trained):
+    """The disk is full while both fill the cache, and while one saves and the other waits."""
     folder = disk / "work"
     script, *arguments = commands(folder, small_music, small_dataset, trained)["train"]
     command = (script, *arguments, "--num_processes", 2, "--batch_size", 3)
@@ -143,7 +143,7 @@ def test_a_full_disk_with_two_processes_is_one_line_too(disk, small_music, small
 
 
 @pytest.mark.parametrize("script, limit_kb, name", [("create", 30, ".wav"), ("train", 1000, "last.pt")])
-def test_a_limit_on_the_size_of_files_is_one_line(
+def test_a_limit_on_the_size_of_files_gives_one_line(
     script, limit_kb, name, tmp_path, small_music, small_dataset, trained
 ):
     path, *arguments = commands(tmp_path, small_music, small_dataset, trained)[script]
@@ -154,7 +154,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(
 
 
 @pytest.mark.parametrize("script", ["create", "train", "evaluate"])
-def test_a_read_only_folder_is_one_line(script, disk, try_command, small_music, small_dataset, trained):
+def test_a_read_only_folder_gives_one_line(script, disk, try_command, small_music, small_dataset, trained):
     command = commands(disk / "work", small_music, small_dataset, trained)[script]
     for folder in (disk, disk / "work" / "out"):  # the output folder is missing, then it exists
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def test_a_read_only_dataset_with_a_full_cache_trains(disk, try_command, tmp_pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 @pytest.mark.parametrize("script", ["create", "train"])
-def test_a_folder_that_is_another_users_is_one_line(script, disk, try_command, small_music, small_dataset, trained):
+def test_a_folder_that_is_another_users_gives_one_line(script, disk, try_command, small_music, small_dataset, trained):
     (disk / "work" / "out").mkdir(parents=True)
     shutil.copytree(small_music, disk / "music")
     shutil.copytree(small_dataset, disk / "dataset")

@@ -30,7 +30,7 @@ class Copy:
 
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.folder / name).read_text()
-        assert text.count(old) == 1, f"{name}: {old!r} stands there {text.count(old)} times"
+        assert text.count(old) == 1, f"{name}: contains {old!r} {text.count(old)} times"
         (self.folder / name).write_text(text.replace(old, new))
 
     def run(self, script: str, *args: object, status: int = 0) -> str:
@@ -52,11 +52,11 @@ def copy(tmp_path, small_dataset):
     return Copy(tmp_path / "copy", small_dataset)
 
 
-def test_another_loss_is_followed_everywhere_and_named(copy):
+def test_another_loss_is_used_everywhere_and_named(copy):
     copy.edit(
         "train_simple_worker.py", "return F.mse_loss(predictions, targets)", "return F.l1_loss(predictions, targets)"
     )
-    assert "loss       F.l1_loss(predictions, targets): below, MSE stands for this loss" in copy.train("--epochs", 2)
+    assert "loss       F.l1_loss(predictions, targets): the lines below call it MSE" in copy.train("--epochs", 2)
     first, *epochs = copy.metrics()
     saved = torch.load(copy.run_dir / "best_model.pt", weights_only=True)
     mean, codec = saved["model"]["mean"], load_frozen_encodec("untrained")
@@ -90,7 +90,7 @@ def test_changed_code_is_named(copy):
     assert "changed    " not in copy.train("--epochs", 3)
 
 
-def test_a_model_setting_takes_a_flag_and_its_use(copy):
+def test_a_new_model_setting_needs_only_a_flag_and_its_use(copy):
     copy.edit(
         "training/config.py",
         "    num_processes: int | None",

@@ -1,4 +1,4 @@
-"""The baselines: what each must find, and that none sees what it is measured on."""
+"""The baselines: what each must find, and that none sees the data it is measured on."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_loop_continues_a_period(rng, period):
     song = once.repeat(1, 2400 // period + 1)[:, :2400]
     noisy = song + 0.3 * torch.randn(128, 2400)
     assert mse(loop(song[:, :1200], 75), song[:, 1200:]) < 1e-6
-    # The mean of all rounds that were heard is nearly free of their noise: what remains is the new one's.
+    # The mean of all past periods has almost no noise. What remains is the noise of the new period.
     rounds = 1200 // period
     assert mse(loop(noisy[:, :1200], 75), noisy[:, 1200:]) < 0.09 * (1.1 + 2 / rounds)
 
@@ -36,7 +36,7 @@ def test_the_loop_falls_back_to_the_average(rng):
     assert mse(loop(noise, 75), average) < 0.01
     constant = torch.full((128, 300), 3.0)
     torch.testing.assert_close(loop(constant, 75), constant)
-    torch.testing.assert_close(loop(torch.ones(128, 2), 75), torch.ones(128, 2))  # no lag fits in
+    torch.testing.assert_close(loop(torch.ones(128, 2), 75), torch.ones(128, 2))  # too short for any lag
 
 
 # ------------------------------------------------------------------ fitted on training pairs
@@ -52,13 +52,13 @@ def test_ridge_is_the_closed_form(rng):
     found = fitted(train)
     mean, std, _ = (x.double() for x in statistics(train))
     x, y = (((torch.stack(side).double() - mean) / std) for side in zip(*train.items, strict=True))
-    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1) - found.centre_in
-    x, y = (part.transpose(1, 2).flatten(0, 1) for part in (x, y - found.centre_out))
+    x = torch.cat([x, x.mean(dim=2, keepdim=True).expand_as(x)], dim=1) - found.center_in
+    x, y = (part.transpose(1, 2).flatten(0, 1) for part in (x, y - found.center_out))
     expected = torch.linalg.solve(x.T @ x + found.penalty * len(x) * torch.eye(2 * CHANNELS).double(), x.T @ y)
     torch.testing.assert_close(found.weights, expected)
 
 
-def test_where_nothing_follows_ridge_becomes_the_mean(rng):
+def test_ridge_becomes_the_mean_if_outputs_are_independent(rng):
     train, val = independent(rng, tracks=10, pairs=1), independent(rng, tracks=4, pairs=1)
     found = fitted(train)
     assert found.penalty >= 1
@@ -67,7 +67,7 @@ def test_where_nothing_follows_ridge_becomes_the_mean(rng):
 
 
 def test_ridge_finds_a_shared_course_and_a_copy(rng):
-    """A course by position and a copy of the input's deviation from its own course: both are found."""
+    """Finds both a mean by position and a copy of the input's deviation from its own mean by position."""
     before, after = clip(rng), clip(rng)
 
     def make(tracks: int) -> World:
@@ -78,7 +78,9 @@ def test_ridge_finds_a_shared_course_and_a_copy(rng):
     for source, target in make(3).items:
         assert mse(found.ridge(source), target) < 0.11  # 0.09 is noise
         assert mse(found.by_position.float(), target) > 0.3
-    assert fitted(independent(rng, tracks=10)).centre_out.abs().max() == 0  # where none is there, μ is better
+    assert (
+        fitted(independent(rng, tracks=10)).center_out.abs().max() == 0
+    )  # if there is no mean by position, μ is better
 
 
 def test_the_last_moment_fades_at_the_rate_of_the_data(rng):
@@ -99,7 +101,7 @@ def test_the_last_moment_fades_at_the_rate_of_the_data(rng):
 
 
 def test_the_clip_ridge_is_the_primal_ridge(rng):
-    """With 3 frames of 128 channels the weights can be written down."""
+    """With only 3 frames of 128 channels, the primal weights fit into memory."""
     pairs = [(torch.randn(128, 3) + 2, torch.randn(128, 3)) for _ in range(150)]
     train = World(pairs, [f"track {k % 20}" for k in range(150)])
     found = ClipRidge(train, train.tracks, torch.full((128, 1), 2.0), silent)
@@ -115,7 +117,7 @@ def test_the_clip_ridge_is_the_primal_ridge(rng):
 
 
 def test_the_clip_ridge_finds_successors_that_the_frame_ridge_misses(rng):
-    """Where each clip has one successor nearly all of it is found, and nothing where nothing follows."""
+    """If each clip has one successor, it finds nearly all of it. If outputs are independent, it finds nothing."""
     jukebox = Jukebox(rng, coin=False)
     found = fitted(jukebox.draw(20))
     sources, targets = zip(*jukebox.draw(4).items, strict=True)

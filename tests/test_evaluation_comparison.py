@@ -62,7 +62,7 @@ def dataset(tmp_path_factory, codec):
 
 def comparison_of(dataset, predict, tracks=TRACKS):
     every = torch.cat([torch.stack(dataset[i]) for i in range(len(dataset))])
-    mean = every.mean(dim=(0, 2))[:, None] + 0.1  # of a training split that differs a little
+    mean = every.mean(dim=(0, 2))[:, None] + 0.1  # as if the training split were slightly different
     fitted = fit(dataset, TRACKS, mean, every.std(dim=(0, 2))[:, None], silent)
     return Comparison(Model(predict, lambda x: mean + 0.3 * (x - mean)), dataset, tracks, fitted, seed=1)
 
@@ -154,5 +154,5 @@ def test_choices_are_spread(tracks, limit, seed, in_runs):
     assert chosen == sorted(set(chosen))
     assert len(chosen) == min(limit, len(tracks))
     taken, there = Counter(tracks[i] for i in chosen), Counter(tracks)
-    for track in there:  # nobody has less than another has, unless it has no more to give
+    for track in there:  # a track gives less than another only if it has no more
         assert taken[track] == there[track] or all(taken[track] + 1 >= taken[o] for o in there)

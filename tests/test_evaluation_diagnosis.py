@@ -39,8 +39,8 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
         return limit(found, diagnose(by_tracks), by_tracks, None, False, NO_HORIZON)
 
     jukebox, chain = Jukebox(rng), Jukebox(rng, coin=False)
-    assert "as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
-    # Half of what there is to find where a linear map finds all of it.
+    assert "averages what it cannot know, as MSE demands" in limit_of(jukebox.best, jukebox.draw(20), jukebox.draw(12))
+    # The model finds half of what can be found, and a linear map finds all of it.
     behind = limit_of(lambda x: 0.3 * chain.best(x), chain.draw(20), chain.draw(12))
     assert "there is more to find: a linear map of the whole clip reaches +" in behind
     pairs = independent(rng), independent(rng)
@@ -54,9 +54,9 @@ def test_the_limit_names_the_first_cause_that_applies(rng):
 def test_an_unpredictable_embedding_explains_a_model_that_learned_nothing(rng):
     train, val = independent(rng), independent(rng)
     curve = {"skill": np.array([0.4, 0.2, 0.0]), "low": np.array([0.3, 0.1, -0.1])}
-    horizon = {"seconds": [0.1, 0.2, 0.4], "embedding": curve, "sentence": "By a linear map, nothing."}
+    horizon = {"seconds": [0.1, 0.2, 0.4], "embedding": curve, "sentence": "With a linear map, nothing."}
     mean = statistics(train)[0]
     found, _, by_tracks = examine(lambda x: mean.expand_as(x), train, val)
     measured = found, diagnose(by_tracks), by_tracks, 0.9, True
-    assert limit(*measured, horizon) == "What limits it: the embedding itself. By a linear map, nothing."
+    assert limit(*measured, horizon) == "What limits it: the embedding itself. With a linear map, nothing."
     assert "more music" in limit(*measured, horizon | {"seconds": [1, 2, 4]}), "predictable for 2 s"

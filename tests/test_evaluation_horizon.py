@@ -39,17 +39,17 @@ def noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def periodic(rng: np.random.Generator) -> np.ndarray:
-    """Four frames to a period, which 8 past frames show whole."""
+    """A period of four frames, which 8 past frames cover."""
     phase = rng.uniform(0, 2 * np.pi, (CHANNELS, 1))
     return np.sin(np.pi / 2 * np.arange(2 * FRAMES) + phase)
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.98])
 def test_an_autoregressive_process_is_predictable_by_its_own_formula(rng, rho):
-    """ρ^2h of the variance, h frames ahead."""
+    """h frames ahead, ρ^2h of the variance is predictable."""
     curve = measure_curve(split(rng, autoregressive(rho), 40), split(rng, autoregressive(rho), 30), QUIET)
     for lag, skill, low, high in zip(lags_of(FRAMES), *curve, strict=True):
-        room = 0.03 + high - low  # a 95% interval misses now and then
+        room = 0.03 + high - low  # a 95% interval sometimes misses
         assert low - room < rho ** (2 * lag) < high + room, (rho, lag, skill)
 
 
@@ -59,14 +59,14 @@ def test_white_noise_is_unpredictable_and_a_period_fully_predictable(rng):
     assert measure_curve(split(rng, periodic, 20), split(rng, periodic, 10), QUIET).value.min() > 0.999
 
 
-def test_a_pattern_only_in_the_validation_split_raises_nothing(rng):
+def test_a_pattern_only_in_the_validation_split_does_not_raise_the_skill(rng):
     """A pattern that repeats in every validation pair, and in no training pair."""
     pattern = rng.normal(size=(CHANNELS, 8))
     planted = split(rng, lambda _: np.tile(pattern, 2 * FRAMES // 8), 20)
     assert measure_curve(split(rng, noise, 40), planted, QUIET).value.max() < 0.02
 
 
-def test_neither_the_order_of_pairs_nor_the_threads_matter(rng):
+def test_neither_the_order_of_pairs_nor_the_number_of_threads_matters(rng):
     train, val = split(rng, autoregressive(0.9), 10), split(rng, autoregressive(0.9), 8)
     expected = measure_curve(train, val, QUIET)
     shuffled = [
@@ -94,7 +94,7 @@ def test_neither_the_order_of_pairs_nor_the_threads_matter(rng):
 def test_the_sentence_follows_from_the_numbers(rng, tmp_path, embedding, log_mel, says):
     splits = [(split(rng, make, 20), split(rng, make, 12)) for make in (embedding, log_mel)]
     horizon = measure_horizon(*splits, RATE, QUIET)
-    assert horizon["sentence"].startswith(f"By a linear map, {says}: ")
+    assert horizon["sentence"].startswith(f"With a linear map, {says}: ")
     assert horizon["seconds"][0] == 1 / RATE and horizon["seconds"][-1] == FRAMES / RATE
     assert set(horizon["embedding"]) == set(horizon["log_mel"]) == {"skill", "low", "high"}
     assert len(horizon_table(horizon).splitlines()) == 1 + len(horizon["seconds"])
@@ -105,6 +105,9 @@ def test_the_sentence_follows_from_the_numbers(rng, tmp_path, embedding, log_mel
 def test_a_dataset_that_is_too_small_says_so(rng):
     few = (split(rng, noise, 1), split(rng, noise, 3))
     horizon = measure_horizon(few, few, RATE, QUIET)
-    assert horizon == {"seconds": [], "sentence": "The horizon was not measured: it takes two training tracks."}
+    assert horizon == {
+        "seconds": [],
+        "sentence": "The horizon was not measured: it needs at least two training tracks.",
+    }
     short = Split([(torch.zeros(4, 8), torch.zeros(4, 8))] * 4, list("abcd"))
-    assert "segments of 16 frames" in measure_horizon((short, short), (short, short), RATE, QUIET)["sentence"]
+    assert "segments of at least 16 frames" in measure_horizon((short, short), (short, short), RATE, QUIET)["sentence"]

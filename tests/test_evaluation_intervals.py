@@ -1,4 +1,4 @@
-"""The intervals over tracks: how often they hold a known truth, and how often they praise a worthless model."""
+"""The intervals over tracks: how often they contain a known truth, and how often they favor a worthless model."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def normal(rng, tracks):
 
 
 def loud_is_hard(rng, tracks):
-    """Loud tracks are the hard ones: luck is larger there, by up to five times."""
+    """Loud tracks are the hard ones: chance has up to five times the effect there."""
     loudness = rng.normal(size=(tracks, TRIALS))
     return 0.3 * rng.normal(size=(tracks, TRIALS)) * np.minimum(np.exp(0.7 * loudness), 5)
 
@@ -23,7 +23,7 @@ def one_in_ten_goes_wrong(rng, tracks):
     return 0.3 * (1 - rng.exponential(size=(tracks, TRIALS)))
 
 
-# Of 4000 trials, three standard deviations: 0.7% of a false praise of 2.5%, 1.0% of a coverage of 95%.
+# Three standard deviations in 4000 trials: 0.7% for a rate of 2.5%, and 1.0% for a coverage of 95%.
 @pytest.mark.parametrize("tracks", [10, 40])
 @pytest.mark.parametrize("world", [normal, loud_is_hard])
 def test_a_worthless_model_is_seldom_called_better(world, tracks):
@@ -53,7 +53,7 @@ def test_one_odd_track_does_not_hide_what_the_others_show():
 
 @pytest.mark.parametrize("tracks", [10, 25])
 def test_the_interval_of_a_ratio_holds_the_truth(tracks):
-    """MSE with unequal numbers of pairs, whose pairs share their track's error."""
+    """The MSE over tracks with unequal numbers of pairs. The pairs of a track share its error."""
     rng, trials, truth = np.random.default_rng(tracks), 4000, 2.0
     pairs = rng.integers(2, 6, (tracks, trials)).astype(float)
     found = ratio_over_tracks(pairs * (truth + rng.normal(0, 0.5, (tracks, trials))), pairs)
@@ -73,7 +73,7 @@ def test_no_interval_without_spread_or_tracks():
     assert np.isnan(interval_of_mean(np.ones((1, 3)))).all()
     np.testing.assert_array_equal(interval_of_mean(np.ones((4, 3))), np.ones((2, 3)))
     low, high = interval_of_mean(np.array([[0.0], [1.0]]))
-    assert low < -5 and high > 6  # two tracks say nearly nothing
+    assert low < -5 and high > 6  # two tracks show almost nothing
     assert np.isnan(ratio_over_tracks(np.zeros((5, 2)), np.zeros((5, 2))).value).all()
 
 

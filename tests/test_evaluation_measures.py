@@ -1,4 +1,4 @@
-"""The measures: in encoded space, log-mel and chroma."""
+"""The measures on embeddings, log-mel spectrograms and chroma."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_a_wave_of_errors_is_in_its_band(hertz, band):
 
 
 def track_errors(predictions: dict, targets: torch.Tensor, tracks: list[str]) -> TrackErrors:
-    """Of predictions [pairs, 128, T] for each row, around a mean of 0."""
+    """The errors of predictions [pairs, 128, T] for each row. The training mean is 0."""
     errors = {}
     for row, predicted in (predictions | {"training_mean": torch.zeros_like(targets)}).items():
         parts = [compare(p, y, torch.zeros(128, 1), 75) for p, y in zip(predicted, targets, strict=True)]
@@ -57,7 +57,7 @@ def test_the_slope_measures_overconfidence(seed):
 
 
 def test_every_track_counts_once(seed):
-    """One giant and loud track that is predicted perfectly, against nine that are not predicted at all."""
+    """One long, loud track is predicted perfectly, and nine tracks are not predicted at all."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randn(59, 128, 75, generator=generator)
     targets[:50] *= 10

@@ -48,7 +48,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def evaluate(folder: Path, *args: object) -> tuple[object, ...]:
-    """An evaluation in `folder`; of two values for a flag the later one counts."""
+    """The command of an evaluation in `folder`. `args` can override its flags."""
     paths = (
         "--checkpoint",
         folder / "ck/best_model.pt",
@@ -62,7 +62,7 @@ def evaluate(folder: Path, *args: object) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def results(place) -> dict:
-    """results.json of a run; metrics.jsonl ends in half a line, as beside a running training."""
+    """The results.json of a run. metrics.jsonl ends in half a line, as during training."""
     with open(place / "ck/metrics.jsonl", "a") as file:
         file.write('{"epoch": 3, "train_m')
     (place / "out").mkdir()
@@ -121,10 +121,10 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     run(*evaluate(place, *paths, "--num_examples", 0))
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["verdict"]["outcome"] == "undecided"
-    assert "1 of 1 track were in the training too" in found["verdict"]["sentence"]
+    assert "1 of 1 track were also used for training" in found["verdict"]["sentence"]
     notes = " ".join(found["notes"])
     assert "1 of 1 validation tracks are in the training split too" in notes
-    assert "1 of 1 true continuations are in the training split too, sample for sample" in notes
+    assert "1 of 1 true continuations are also in the training split, sample for sample" in notes
     assert "not the validation split of the training" in notes
     assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()
 
@@ -200,7 +200,7 @@ def test_the_page_in_a_browser(place, results, browser, width, dark):
     images = browser.value("[...document.images].map(i => [i.naturalWidth, i.alt])")
     assert len(images) == 4 + len(clips) and all(drawn > 0 and alt for drawn, alt in images)
     assert browser.value("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    # A track name that looks like HTML is text: no element came of it.
+    # A track name that looks like HTML is shown as text and creates no element.
     text = browser.value("document.querySelector('#tracks tbody').textContent")
     assert all(name in text for name in VAL_TRACKS)
     assert browser.value("document.querySelectorAll('script').length") == 1
@@ -224,7 +224,7 @@ def test_every_verdict_fits_a_phone(place, results, browser, outcome, tmp_path):
 
 @pytest.mark.slow
 def test_the_page_by_keyboard(place, results, browser):
-    """Tab reaches every link, the table that scrolls, each fold and each player, and the focus can be seen."""
+    """Tab reaches every link, scrolling table, foldable section and player, and the focus is visible."""
     browser.open((place / "out/report.html").as_uri(), 390)
     seen = set()
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""Planted truths through the real commands: what can be learned is learned, and nothing else is praised."""
+"""Planted worlds through the real commands: what can be learned is learned, and nothing else "works"."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from benchmarks.study_planted import REQUIRED, study
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_nine_tenths_of_a_coins_skill_are_learned(tmp_path):
+def test_nine_tenths_of_the_skill_in_the_coin_world_are_learned(tmp_path):
     found = study("coin", 42, tmp_path, epochs=11, lr=1e-3, weights="untrained")
     assert found["outcome"] == "works", found["sentence"]
     assert found["share"] >= REQUIRED["coin"], found

@@ -1,4 +1,4 @@
-"""The verdict on planted worlds: an oracle works, and nothing wins praise that it does not deserve."""
+"""The verdict on planted worlds: an oracle works, and no other model gets a verdict that is too good."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def loop_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def late(predict):
-    """A model whose answer comes one frame late."""
+    """A model whose prediction comes one frame late."""
     return lambda x: predict(x).roll(1, dims=2)
 
 
@@ -52,7 +52,7 @@ def test_an_oracle_works_unless_a_track_was_trained_on(rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [independent, copies, loops])
-def test_an_oracle_works_and_nothing_that_needs_no_training_does(make, rng):
+def test_an_oracle_works_but_no_untrained_prediction_does(make, rng):
     train, val = make(rng), make(rng)
     check_oracle(train, val)
     course = torch.stack([target for _, target in train.items]).mean(dim=0)[None]
@@ -78,21 +78,23 @@ def test_the_best_possible_model_of_a_jukebox_works(coin, rng):
     found, given, by_tracks = examine(jukebox.best, train, val)
     assert given["outcome"] == "works", given["sentence"]
     assert found.skill.value == pytest.approx(0.5 if coin else 1, abs=0.05)
-    assert by_tracks.slope("model") == pytest.approx(1, abs=0.1)  # a hedge: half as deviating as the truth, and right
-    assert "moves in time" not in diagnose(by_tracks)["sentences"][1]  # a frame late, the answer is the same
+    assert by_tracks.slope("model") == pytest.approx(
+        1, abs=0.1
+    )  # a hedge varies half as much as the truth, but is calibrated
+    assert "moves in time" not in diagnose(by_tracks)["sentences"][1]  # one frame late, the prediction is the same
     course = jukebox.clips.mean(dim=0, keepdim=True)
     found, given, _ = examine(lambda x: course, train, val)
     assert given["outcome"] == "better_than_average" and not found.uses_input
     assert "not shown to use its input" in given["sentence"]
     assert outcome_of(lambda x: x, train, val) == "worse"
     assert outcome_of(loop_of, train, val) in ("worse", "not_distinguishable")
-    # One frame late it is still ahead of all baselines, and the page says what is wrong with it.
+    # One frame late, it is still ahead of all baselines, and the page says what is wrong.
     fast = diagnose(examine(late(jukebox.best), train, val)[2])["bands"][-1]
     assert fast["skill"] < 0
 
 
-def test_one_giant_track_decides_nothing(rng):
-    """Perfect on the one long, loud track and the mean elsewhere; then the other way round."""
+def test_one_giant_track_does_not_decide(rng):
+    """A model is perfect on one long, loud track and predicts the mean elsewhere. Then the other way around."""
     train = independent(rng)
     pairs = [(10 * clip(rng), 10 * clip(rng)) for _ in range(30)] + [(clip(rng), clip(rng)) for _ in range(11)]
     val = World(pairs, ["giant"] * 30 + [f"small {k}" for k in range(11)])
@@ -108,7 +110,7 @@ def test_one_giant_track_decides_nothing(rng):
 
 
 def test_silent_tracks_win_no_praise(rng):
-    """Silence follows silence on 8 of 12 tracks: every copy knows it, so it proves no more than a copy."""
+    """Silence follows silence on 8 of 12 tracks. Every copy predicts that, so it shows no more than a copy does."""
     silence = torch.full((CHANNELS, FRAMES), -2.0)
 
     def make() -> World:
@@ -116,8 +118,8 @@ def test_silent_tracks_win_no_praise(rng):
         return World(pairs, [f"track {t}" for t in range(12)])
 
     train, val = make(), make()
-    recognises = lambda x: silence[None] if (x == -2).all() else torch.zeros_like(x)  # noqa: E731
-    _, given, _ = examine(recognises, train, val)
+    recognizes = lambda x: silence[None] if (x == -2).all() else torch.zeros_like(x)  # noqa: E731
+    _, given, _ = examine(recognizes, train, val)
     assert given["outcome"] in ("copies", "better_than_average")
     assert any(
         BASELINES[name] in given["sentence"] for name in ("input_mean", "loop", "channel_regression", "repeat_input")
@@ -133,7 +135,7 @@ def test_a_single_track_is_undecided_without_another_input(rng):
 
 
 def test_a_drift_that_is_held_is_a_copy(rng):
-    """To hold the last moment and let it fade is not to continue."""
+    """Holding the last moment and letting it fade does not count as continuing."""
 
     def drift(tracks: int) -> World:
         pairs = []
@@ -152,7 +154,7 @@ def test_a_drift_that_is_held_is_a_copy(rng):
 
 
 def test_one_quiet_track_does_not_decide(rng):
-    """A good model, but for one track at a tenth of the level, in which its error is as large as elsewhere."""
+    """A model is good, except on one track at a tenth of the level, where its error is as large as elsewhere."""
     train, loud = independent(rng), independent(rng)
     levels = [0.1 if track == "track 0" else 1 for track in loud.tracks]
     pairs = [(x, level * y) for (x, y), level in zip(loud.items, levels, strict=True)]

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, errors name them, and a folder is held by one process."""
+"""Files appear complete or not at all, errors name them, and only one process can lock a folder."""
 
 import errno
 import fcntl
@@ -49,7 +49,7 @@ def test_an_error_names_the_file_and_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("has_locks", [True, False])
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path, monkeypatch, has_locks):
+def test_partial_files_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path, monkeypatch, has_locks):
     code = "import os, sys; from common.files import atomic_write as w\n"
     code += "with w(sys.argv[1] + '/half'): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT)

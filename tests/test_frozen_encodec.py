@@ -1,4 +1,4 @@
-"""The codec: equal to EnCodec's own, frozen, and strict about its weights."""
+"""The codec equals EnCodec's own, is frozen, and refuses wrong weights."""
 
 import concurrent.futures
 import hashlib
@@ -48,7 +48,7 @@ def test_an_embedding_does_not_depend_on_the_batch(codec, waveforms):
 
 
 def test_several_threads_may_encode_at_once(codec, waveforms):
-    """A damaged cache entry is encoded again by the thread that reads it."""
+    """The thread that reads a damaged cache entry encodes it again, so several threads may encode at once."""
     before, short = torch.get_num_threads(), waveforms[:, :, :12000]
     expected = codec.encode(short)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -56,7 +56,7 @@ def test_several_threads_may_encode_at_once(codec, waveforms):
     assert torch.get_num_threads() == before
 
 
-def test_quantize_is_what_6_kbps_can_carry(codec, waveforms):
+def test_quantize_equals_encodecs_codes_at_6_kbps(codec, waveforms):
     """Equal to EnCodec's own codes, decoded; 8 codebooks of 10 bits at 75 frames a second are 6 kbps."""
     short = waveforms[:, :, :32000]
     ((codes, _),) = codec.model.encode(short)
@@ -94,7 +94,7 @@ def test_untrained_weights_are_always_the_same(codec):
 
 
 def save_weights(folder: Path, seed: int, content: object = None) -> Path:
-    """A file of the right form, the first digits of its SHA-256 in its name."""
+    """Write a weights file whose name has the first digits of its SHA-256."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -158,7 +158,7 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
     assert find_weights("pretrained") == found, "the second time there is no server"
 
 
-def test_no_weights_and_no_network_is_one_line(tmp_path, monkeypatch):
+def test_no_weights_and_no_network_gives_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=f"no EnCodec weights at {tmp_path}.*run python test_simple_setup.py") as caught:

@@ -1,4 +1,4 @@
-"""The continuation: three files, a seam without a click, any input, and errors before any work."""
+"""Continuations: three files, no click at the seam, any input, and errors before any work."""
 
 import shutil
 import unicodedata
@@ -38,7 +38,7 @@ def generate(run, checkpoint, tmp_path):
 
 
 def seam_is_smooth(waveform: np.ndarray, seam: int) -> bool:
-    """Is the step into sample `seam` within the spread of the steps in the 0.1 s around it?"""
+    """Whether the step into sample `seam` is within the range of the steps in the 0.1 s around it."""
     steps = np.abs(np.diff(waveform[seam - 1201 : seam + 1200]))
     return steps[1200] <= np.quantile(np.delete(steps, 1200), 0.999)
 
@@ -52,12 +52,12 @@ def test_three_files_that_belong_together(tmp_path, generate):
     assert len(context) == len(continuation) == RATE and len(joined) == 2 * RATE
     np.testing.assert_array_equal(joined[RATE:], continuation)
     end = soundfile.read(song)[0].mean(axis=1)[-44100:]
-    assert context.std() == pytest.approx(end.std(), rel=0.35)  # it lacks what is above 12 kHz
+    assert context.std() == pytest.approx(end.std(), rel=0.35)  # the context lacks everything above 12 kHz
     assert seam_is_smooth(joined, RATE) and np.abs(continuation).max() > 0.001
 
 
 def test_the_seam_does_not_click_on_true_music(codec):
-    """Of true consecutive embeddings: decoded in one piece they join as the song does, decoded apart they do not."""
+    """True consecutive embeddings join smoothly if they are decoded in one piece, but not if decoded separately."""
     time = np.arange(2 * RATE) / RATE
     music = sum(np.sin(2 * np.pi * f * time) for f in (110, 220.5, 331)) * 0.1
     embeddings = codec.encode(torch.from_numpy(music).float().view(1, 1, -1))
@@ -70,7 +70,7 @@ def test_the_seam_does_not_click_on_true_music(codec):
 
 
 def test_the_end_is_encoded_in_mid_stream(tmp_path, codec, rng):
-    """As in the whole song's embedding, without the codec's start-up."""
+    """The embedding of the end equals the one in the whole song's embedding, without the codec's start-up transient."""
     audio = noise(rng, 4 * RATE)
     soundfile.write(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
     end = read_end(str(tmp_path / "a.wav"), RATE, RATE, RATE)

@@ -1,4 +1,4 @@
-"""demo/get_music.py with the real apt, on a small package archive of our own."""
+"""demo/get_music.py with the real apt, on a small local package archive."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Archive:
-    """A package archive on this disk, and an apt that knows only it."""
+    """A package archive on this disk, and an apt configured to use only that."""
 
     def __init__(self, folder: Path):
         self.folder, self.packages = folder, []
@@ -35,7 +35,7 @@ class Archive:
         self.env = {"APT_CONFIG": str(folder / "apt.conf")}
 
     def add(self, name: str, version: str, sounds: list[str], in_pk3: bool = False) -> None:
-        """A package with a second of sound under each name, in a zip if `in_pk3`."""
+        """Add a package that has one second of sound under each name, in a zip if `in_pk3`."""
         root = self.folder / name
         for number, sound in enumerate(sounds):
             path = root / "usr/share/games" / sound
@@ -100,7 +100,7 @@ def test_available_packages_are_fetched_once(tmp_path, archive):
 
 
 def test_a_killed_run_resumes(tmp_path, archive):
-    """With one package fetched, another half unpacked, and no row for a folder that was just renamed."""
+    """The run was killed with one package fetched, another half unpacked, and a renamed folder not yet listed."""
     music = tmp_path / "music"
     run_script(SCRIPT, "--output_dir", music, **archive.env)
     rows = (music / "SOURCES.txt").read_text().splitlines()
@@ -115,13 +115,13 @@ def test_a_killed_run_resumes(tmp_path, archive):
     assert (music / "SOURCES.txt").read_text().splitlines() == rows
 
 
-def test_what_is_missing_is_one_line_with_the_remedy(tmp_path, archive):
+def test_what_is_missing_gives_one_line_with_the_remedy(tmp_path, archive):
     def last_line(**env: str) -> str:
         done = run_script(SCRIPT, "--output_dir", tmp_path / "music", status=1, **env)
         return one_line(done.stderr.splitlines()[-1], "or put your own music into ")
 
     for deb in (archive.folder / "repo").glob("*.deb"):
-        deb.unlink()  # as without a network: the lists are there, the packages are not
+        deb.unlink()  # as without a network: the package is listed but not available
     assert "wesnoth-1.18-music: no download (" in last_line(**archive.env)
     shutil.rmtree(archive.folder / "lists")
     (archive.folder / "lists/partial").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What only a GPU can show. TEST_DEVICE=cpu runs the same on a CPU, so that mistakes show without a card.
+"""Tests that need a GPU. TEST_DEVICE=cpu runs them on a CPU, to find mistakes in the tests themselves.
 
 python -m pytest -m gpu tests/test_gpu.py
 """
@@ -38,7 +38,7 @@ def command(dataset, folder, *args: object, device: str = DEVICE.type) -> tuple[
 
 
 def a_model(**settings: object) -> SimpleTransformer:
-    """With a head that does not predict zero, so that every weight has a gradient."""
+    """A model whose head does not predict zero, so that every weight has a gradient."""
     torch.manual_seed(0)
     model = SimpleTransformer(**({"dropout": 0.0} | settings)).to(DEVICE)
     torch.nn.init.normal_(model.head[2].weight, std=0.1)
@@ -46,7 +46,7 @@ def a_model(**settings: object) -> SimpleTransformer:
 
 
 def gradient(model: torch.nn.Module, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and the gradient of their MSE, all weights in one vector, float32."""
+    """Predictions and the gradient of their MSE. The gradient is one float32 vector over all weights."""
     inputs, targets = torch.randn(2, 4, 128, 1200, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     with torch.autocast(DEVICE.type, dtype, enabled=dtype is not None):
         predictions = model(inputs)
@@ -66,15 +66,15 @@ def test_embeddings_are_those_of_the_cpu(codec):
     assert (found - expected).abs().max() <= 1e-4 * expected.std()
 
 
-def test_gradients_in_bf16_point_where_those_in_fp32_do():
+def test_bf16_gradients_point_in_the_direction_of_fp32_gradients():
     model = a_model()
     (precise, expected), (rounded, found) = gradient(model), gradient(model, torch.bfloat16)
     assert found.isfinite().all() and cosine(found, expected) > 0.99
     assert (rounded - precise).norm() < 0.02 * precise.norm()
 
 
-def test_flash_attention_gives_what_the_math_kernel_gives():
-    """And is there at all, at 8 heads of 16 channels: no other kernel is allowed."""
+def test_flash_attention_equals_the_math_kernel():
+    """FlashAttention also supports 8 heads of 16 channels: no other kernel is allowed here."""
     model, results = a_model(), []
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
         with sdpa_kernel(kernel):
@@ -108,7 +108,7 @@ def test_a_run_moves_from_the_cpu_to_the_gpu_and_back(small_dataset, tmp_path, r
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="only a GPU's memory has a limit that can be set")
-def test_out_of_memory_is_one_line_that_names_the_batch_size(small_dataset, tmp_path, run):
+def test_out_of_memory_gives_one_line_that_names_the_batch_size(small_dataset, tmp_path, run):
     torch.cuda.empty_cache()
     limit = torch.cuda.memory_reserved() + 40 * 2**20
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
@@ -120,21 +120,21 @@ def test_out_of_memory_is_one_line_that_names_the_batch_size(small_dataset, tmp_
 
 
 def compare_ddp(meeting: str) -> None:
-    """Over NCCL on a GPU; what is summed on the CPU goes over Gloo in the same group."""
+    """Uses NCCL on a GPU. Sums of CPU tensors use Gloo in the same process group."""
     expected = gradient(a_model())[1]
     backend = "cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
-    distributed.world_size = lambda: 2  # which alone makes it build DDP
+    distributed.world_size = lambda: 2  # otherwise it would not build DDP
     place = torch.device(DEVICE.type, 0) if DEVICE.type == "cuda" else DEVICE
     parallel = distributed.data_parallel(a_model(), torch.zeros(1, 128, 1200, device=place))
     assert isinstance(parallel, DistributedDataParallel)
     torch.testing.assert_close(gradient(parallel)[1], expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-3)
     assert distributed.sum_over_ranks(torch.ones(3, dtype=torch.float64)).tolist() == [1, 1, 1]
-    os._exit(0)  # as a training does: taking the group apart can wait forever for Gloo's threads
+    os._exit(0)  # as a training does, because destroying the group can wait forever for Gloo's threads
 
 
-def test_ddp_with_one_process_gives_the_gradient_of_the_model_alone(tmp_path):
-    """In a process of its own, which leaves as a training does."""
+def test_ddp_with_one_process_does_not_change_the_gradient(tmp_path):
+    """Runs in its own process, which exits as a training does."""
     code = f"import test_gpu; test_gpu.compare_ddp({str(tmp_path / 'meeting')!r})"
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [paths, os.environ.get("PYTHONPATH")]))}
@@ -149,7 +149,7 @@ def copy(small_dataset, tmp_path):
 
 
 def alone(dataset: WavPairsDataset) -> int:
-    """A pair whose output is in no other pair."""
+    """A pair whose output occurs in no other pair."""
     keys = [key for pair in dataset.keys for key in pair]
     return next(i // 2 for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)
 
@@ -165,15 +165,15 @@ def test_a_nan_names_its_pair(copy, tmp_path, codec, run):
     assert not difference(load(tmp_path / "run" / "last.pt"), good)
 
 
-def test_a_damaged_cache_file_met_in_training_is_one_line(copy, monkeypatch, capfd):
-    """Where the embeddings do not fit into memory: threads read them, and one of them encodes it again."""
+def test_a_damaged_cache_file_met_in_training_gives_one_line(copy, monkeypatch, capfd):
+    """If the embeddings do not fit into memory, threads read them. One of the threads encodes the damaged one again."""
     dataset = WavPairsDataset(copy / "train", load_frozen_encodec("untrained", DEVICE))
     pair = alone(dataset)
     whole, path = dataset[pair][1], dataset.cache.path(dataset.keys[pair][1])
     path.write_bytes(path.read_bytes()[:-1])
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     batches = PairBatches(dataset, DEVICE)
-    batches.reads_ahead = True  # on a GPU it does so by itself
+    batches.reads_ahead = True  # the default on a GPU
     targets = torch.cat([targets for _, targets in batches(range(19), 4)]).cpu()
     assert capfd.readouterr().err == f"{path}: damaged; encoding this segment again\n"
     torch.testing.assert_close(targets[pair], whole, atol=1e-4, rtol=0)

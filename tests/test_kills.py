@@ -1,4 +1,4 @@
-"""kill -9 at random moments, in short; `make soak` is the long form."""
+"""A short version of `make soak`: kill -9 at random moments."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_every_command_that_is_killed_anywhere_ends_the_same(seed):
+def test_every_command_gives_the_same_result_after_kills(seed):
     command = [sys.executable, ROOT / "tests" / "soak_kill.py", "--kills", "9", "--seed", str(seed)]
     result = subprocess.run(command, capture_output=True, text=True)
     print(result.stdout, result.stderr)

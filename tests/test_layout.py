@@ -44,7 +44,7 @@ def test_there_are_no_import_cycles():
     TopologicalSorter({name: imports(path) & set(modules) - {name} for name, path in modules.items()}).prepare()
 
 
-def test_the_model_imports_torch_alone():
+def test_the_model_imports_only_torch():
     roots = {name.split(".")[0] for name in imports(ROOT / "model_simple_transformer.py")}
     assert "torch" in roots and not roots & (set(FOLDERS) | COMMANDS)
 

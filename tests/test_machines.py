@@ -1,4 +1,4 @@
-"""Machines that people have: containers, odd file systems, leftovers of launchers."""
+"""Unusual machines: containers, odd file systems, and variables left by launchers."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ STARTS_AT_ONCE += ["generate_continuation.py", "evaluate_continuation.py"]
 
 
 def in_namespace(setup: str, *args: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a script in a mount namespace of its own, after shell commands that change what is mounted there."""
+    """Run a script in its own mount namespace, after shell commands that change the mounts."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare")
     script, *rest = args
@@ -34,8 +34,8 @@ def in_namespace(setup: str, *args: object, **env: str) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
-def test_a_user_without_a_name_trains(small_dataset, tmp_path):
-    """docker run -u 12345: no passwd entry, no USER, no home. A user namespace, so that Python can be read."""
+def test_a_user_without_a_name_can_train(small_dataset, tmp_path):
+    """As in docker run -u 12345: no passwd entry, no USER, no home. A user namespace lets it read Python's files."""
     as_nobody = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
     if not shutil.which("unshare") or subprocess.run([*as_nobody, "true"], capture_output=True).returncode:
         pytest.skip("needs user namespaces")
@@ -106,7 +106,7 @@ def test_a_launchers_leftover_variables_are_named_or_ignored(small_dataset, tmp_
     train = command(small_dataset, tmp_path, "--epochs", 1)
     monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    run(*train)  # without RANK they do not count
+    run(*train)  # without RANK they are ignored
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
@@ -129,7 +129,7 @@ def test_help_starts_from_anywhere_and_does_not_import_torch(script, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0, 2, 5])
-def test_ctrl_c_while_processes_start_is_one_line(small_dataset, tmp_path, delay_s):
+def test_ctrl_c_while_processes_start_gives_one_line(small_dataset, tmp_path, delay_s):
     words = [sys.executable, *command(small_dataset, tmp_path, "--num_processes", 2)]
     process = subprocess.Popen(
         [*map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -155,7 +155,7 @@ def test_a_training_with_closed_stdout(small_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_read_only_home_is_one_line_that_names_the_remedy(small_dataset, tmp_path):
+def test_a_read_only_home_gives_one_line_that_names_the_remedy(small_dataset, tmp_path):
     args = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--checkpoint_dir", tmp_path / "run")
     proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "home")}
     (tmp_path / "home").mkdir()
@@ -165,7 +165,7 @@ def test_a_read_only_home_is_one_line_that_names_the_remedy(small_dataset, tmp_p
 
 
 @pytest.mark.slow
-def test_a_read_only_dataset_is_one_line_that_names_cache_dir(small_dataset, tmp_path):
+def test_a_read_only_dataset_gives_one_line_that_names_cache_dir(small_dataset, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(small_dataset, folder, ignore=lambda *_: [".embedding_cache"])
     args = ("train_simple_ddp.py", "--dataset_dir", folder, "--checkpoint_dir", tmp_path / "run", *UNTRAINED)

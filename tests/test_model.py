@@ -1,4 +1,4 @@
-"""The transformer: 859,520 parameters, stock layers, and the best hedged copy before it is trained."""
+"""The transformer: 859,520 parameters, torch's own layers, and a linear regression per channel before training."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ def with_statistics(model: SimpleTransformer) -> SimpleTransformer:
     return model
 
 
-def randomised(model: SimpleTransformer) -> SimpleTransformer:
-    """With a head that does not predict zero."""
+def randomized(model: SimpleTransformer) -> SimpleTransformer:
+    """A model whose head does not predict zero."""
     nn.init.normal_(model.head[2].weight)
     return model
 
@@ -39,13 +39,13 @@ def test_layers_start_with_different_weights():
 
 
 def test_cudnns_attention_is_turned_off():
-    """NaNs were reported of its backward pass in bf16."""
+    """Its backward pass in bf16 has been reported to give NaNs."""
     torch.backends.cuda.enable_cudnn_sdp(True)
     SimpleTransformer(num_layers=1)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_a_layer_is_torchs_own():
+def test_a_layer_equals_torchs_own():
     """In training mode with dropout 0 and in eval mode; the eval-mode fast path off or on."""
     torch.manual_seed(0)
     ours = transformer_layer(128, 8, dropout=0.0)
@@ -82,7 +82,7 @@ def test_attention_dropout_is_as_set_and_only_in_training(p, monkeypatch):
         nn.functional, "scaled_dot_product_attention", lambda q, k, v, mask, rate, *more: rates.append(rate)
         or attention(q, k, v, mask, rate, *more),
     )  # fmt: skip
-    model, x = randomised(SimpleTransformer(num_layers=2, dropout=0.0, attention_dropout=p)), torch.randn(1, 128, 40)
+    model, x = randomized(SimpleTransformer(num_layers=2, dropout=0.0, attention_dropout=p)), torch.randn(1, 128, 40)
     assert torch.equal(model(x), model(x)) == (p == 0)
     assert torch.equal(model.eval()(x), model(x))
     assert rates == [p] * 4 + [0.0] * 4
@@ -99,7 +99,7 @@ def test_dropout_drops_its_share_independently_and_keeps_the_mean(p, seed):
     assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-3)
     deviation = (p * (1 - p) / x.numel()) ** 0.5
     assert abs(kept.double().mean() - (1 - p)) < 6 * deviation + 1 / 65536
-    for distance in (1, 2, 3, 4, 999):  # four neighbours share one random number
+    for distance in (1, 2, 3, 4, 999):  # four neighbors share one random number
         both = (kept.flatten()[:-distance] & kept.flatten()[distance:]).double().mean()
         assert abs(both - (1 - p) ** 2) < 6 * (x.numel() ** -0.5)
     y.sum().backward()
@@ -116,7 +116,7 @@ def test_any_length(time):
 
 def test_position_and_every_frame_matter_once_trained():
     torch.manual_seed(0)
-    model = randomised(SimpleTransformer(dropout=0.0))
+    model = randomized(SimpleTransformer(dropout=0.0))
     flat = torch.zeros(1, 128, 40)
     assert model(flat).std(dim=2).mean() > 0.01, "no position enters"
     changed = flat.clone()
@@ -126,7 +126,7 @@ def test_position_and_every_frame_matter_once_trained():
 
 def test_scale_and_offset_of_channels_make_no_difference():
     torch.manual_seed(0)
-    a, b = randomised(SimpleTransformer(dropout=0.0)), SimpleTransformer(dropout=0.0)
+    a, b = randomized(SimpleTransformer(dropout=0.0)), SimpleTransformer(dropout=0.0)
     b.load_state_dict(a.state_dict())
     scale, offset = torch.rand(128) * 5 + 0.1, torch.randn(128) * 10
     b.set_statistics(offset, scale, torch.zeros(128))
@@ -141,8 +141,8 @@ def test_wrong_shapes_say_what_is_expected(shape):
         SimpleTransformer()(torch.zeros(*shape))
 
 
-def test_a_checkpoint_says_what_model_it_holds(tmp_path):
-    model = randomised(with_statistics(SimpleTransformer(num_heads=4, num_layers=2)))
+def test_a_checkpoint_describes_its_model(tmp_path):
+    model = randomized(with_statistics(SimpleTransformer(num_heads=4, num_layers=2)))
     save_checkpoint([tmp_path / "a.pt"], checkpoint_of(model))
     again = SimpleTransformer.from_checkpoint(load_checkpoint(tmp_path / "a.pt"))
     x = torch.randn(1, 128, 20)

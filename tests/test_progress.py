@@ -1,4 +1,4 @@
-"""Progress: what a log and a terminal show of long work."""
+"""Progress: what a log and a terminal show during long work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_log_gets_a_line_every_half_minute_with_the_time_left(capsys, clock):
     assert 11 <= len(lines) <= 13 and all("of 100 tracks cut, " in line for line in lines)
 
 
-def test_short_work_prints_nothing_and_other_work_starts_over(capsys, clock):
+def test_short_work_prints_nothing_and_new_work_starts_over(capsys, clock):
     progress = Progress()
     assert list(progress.over("abc", 3, "tracks cut")) == ["a", "b", "c"]
     clock[0] += 100

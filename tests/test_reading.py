@@ -23,9 +23,9 @@ def read(path: Path) -> tuple[np.ndarray, int, str]:
 
 
 def snr_db(truth: np.ndarray, got: np.ndarray) -> tuple[float, int]:
-    """How well one gain and one delay explain `got` by `truth`, without their first and last 0.1 s; the delay."""
+    """The SNR of `got` against `truth` at the best gain and delay, without 0.1 s at both ends; and the delay."""
     count = min(len(truth), len(got))
-    size = count + count // 4  # a delay of a quarter is far more than any
+    size = count + count // 4  # allows delays up to a quarter, far more than occur
     spectra = (np.fft.rfft(samples[:count], size) for samples in (truth, got))
     match = np.fft.irfft(next(spectra).conj() * next(spectra))
     delay = int(np.abs(match).argmax())
@@ -51,7 +51,7 @@ def test_a_file_is_read_up_to_its_first_damage(tmp_path, name, capfd):
     assert animal.says in problem and bool(animal.says) == bool(problem), problem
     assert animal.seconds - 0.05 <= len(samples) / rate
     assert len(samples) / rate <= (25 if animal.seconds > 13 or "chained" in name else 12.3)
-    # Each stretch is the song's, at its place: right speed, nothing spliced.
+    # Each part is the song's, at the right time. So the speed is right and nothing is spliced.
     truth, seconds = mono_song(rate), min(12, len(samples) / rate)
     delays = []
     for start in np.arange(0, seconds - 1.99, 2):
@@ -100,7 +100,7 @@ WITH_CHECKSUMS = ["plain.flac", "plain.ogg", "by ffmpeg.opus", "lossless.oga", "
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WITH_CHECKSUMS if name in ZOO])
 def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
-    """Bytes are overwritten, removed, zeroed or cut; whatever is read is the song, at its place."""
+    """Bytes are overwritten, removed, zeroed or cut off. All audio that is read is the song's, at the right time."""
     path = tmp_path / name
     ZOO[name].make(path)
     whole = path.read_bytes()
@@ -121,7 +121,7 @@ def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
             continue
         if damaged == whole:
             continue
-        # A first page may be missing; from there on every second is the song's, and at its place.
+        # The first page may be missing. From there on, every second is the song's, at the right time.
         truth, seconds = mono_song(rate), len(samples) / rate
         start_s = place_of(samples[rate // 10 : rate], truth) / rate - 0.1 if seconds > 1 else 0
         damage = f"{how} {length} at {where} of {len(whole)}"
@@ -139,7 +139,7 @@ FUZZED += ["by ffmpeg.m4a", "by ffmpeg.wma", "by ffmpeg.opus", "film.avi"] if FF
 
 @pytest.mark.parametrize("name", FUZZED)
 def test_no_damaged_header_raises_another_error(tmp_path, name, rng, recwarn):
-    """A changed byte or a cut anywhere gives samples or an AudioError; a process that dies shows as a crashed test."""
+    """A changed byte or a cut anywhere gives samples or an AudioError. If the process dies, the test crashes."""
     path = tmp_path / name
     ZOO[name].make(path)
     whole = path.read_bytes()[:40_000]
@@ -157,7 +157,7 @@ def test_no_damaged_header_raises_another_error(tmp_path, name, rng, recwarn):
 
 
 def place_of(part: np.ndarray, whole: np.ndarray) -> int:
-    """Where in `whole` the samples `part` stand."""
+    """The position of the samples `part` in `whole`."""
     size = 1 << (len(whole) + len(part)).bit_length()
     match = np.fft.irfft(np.fft.rfft(whole, size) * np.fft.rfft(part, size).conj())
     return int(match[: len(whole)].argmax())

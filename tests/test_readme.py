@@ -1,4 +1,4 @@
-"""The README's commands run, its links and names exist."""
+"""The README's commands run, and its links and names exist."""
 
 import os
 import re
@@ -18,7 +18,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line and not line.startswith("#")
 ]
-# The commands as they stand need hours and the pretrained weights: these are added, nothing is taken away.
+# The README's commands take hours and need the pretrained weights, so these flags are added. None is removed.
 ADDED = {
     "create_dataset_pairs_wav.py": "--num_workers 2",
     "test_simple_setup.py": "--encodec_weights untrained",
@@ -30,7 +30,7 @@ ADDED = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """What a newcomer has: the files that git knows, and music of their own."""
+    """What a new user has: the files in git, and some music."""
     folder = tmp_path_factory.mktemp("clone")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in files:
@@ -63,7 +63,7 @@ def test_the_readmes_commands_run_in_their_order(clone):
         elif words[0] == "tail":
             assert f"--output={words[2]}" in (clone / "run_train_simple.sh").read_text()
         elif words[0] not in ("git", "source", "pip"):
-            pytest.fail(f"no way to try this command of the README: {command}")
+            pytest.fail(f"this test cannot try a command of the README: {command}")
     assert set(ADDED) <= set(ran)
     for part in ("context", "continuation", "joined"):
         assert (clone / "continuations" / f"song_{part}.wav").is_file()

@@ -1,4 +1,4 @@
-"""The same recording is recognized across cuts; different music never is."""
+"""Copies of a recording are recognized even if they are cut. Different music is never taken for a copy."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def find_repeats(tracks: list[np.ndarray]) -> dict[int, int]:
 
 
 def prints_of(samples: np.ndarray) -> np.ndarray:
-    """Of float32 [samples] at 24 kHz, that come in pieces of any length."""
+    """The prints of float32 [samples] at 24 kHz, added in pieces of random length."""
     fingerprint, at = Fingerprint(SAMPLE_RATE), 0
     for piece in np.random.default_rng(0).integers(1, 200_000, 1000):
         fingerprint.add(samples[at : at + piece].astype(np.float32))
@@ -54,8 +54,8 @@ def test_a_cut_copy_is_recognized_wherever_it_begins(songs, rng):
 
 
 @pytest.mark.parametrize("seconds", [30, 60])
-def test_a_part_in_common_is_noticed(rng, seconds):
-    """A minute of a song in a medley, wherever it stands and whatever surrounds it."""
+def test_a_shared_part_is_found(rng, seconds):
+    """A minute of a song is found in a medley, wherever it is and whatever surrounds it."""
     songs = [noise(rng, 150 * SAMPLE_RATE)[:, 0] for _ in range(3)]
     at, to = rng.integers(0, (150 - seconds) * SAMPLE_RATE, 2)
     part = songs[1][at : at + seconds * SAMPLE_RATE]
@@ -74,7 +74,7 @@ def test_silence_hum_and_nothing_are_not_the_same_recording(songs):
     assert find_repeats([]) == {}
 
 
-def test_the_demos_tracks_share_sounds_and_are_different(tmp_path):
+def test_the_demos_tracks_share_sounds_but_are_different(tmp_path):
     command = [sys.executable, ROOT / "demo/make_music.py", "--output_dir", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     assert find_repeats([prints_of_file(path) for path in sorted(tmp_path.iterdir())]) == {}

@@ -38,10 +38,10 @@ def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undistur
 
 
 @pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save_checkpoint"])
-def test_a_run_interrupted_anywhere_in_an_epoch_ends_the_same(
+def test_a_run_interrupted_anywhere_in_an_epoch_gives_the_same_result(
     small_dataset, tmp_path, run, undisturbed, at, monkeypatch, rng
 ):
-    """Ctrl-C in each part of a random epoch; one line names the epoch from which the same command resumes."""
+    """Ctrl-C hits each part of a random epoch. One line names the epoch from which the same command resumes."""
     module = train_simple_worker if at in ("train_epoch", "validate") else training.run
     real, calls = getattr(module, at), []
     after = int(rng.integers(5, 7))  # four calls of validate measure baselines
@@ -64,7 +64,7 @@ def test_a_run_interrupted_anywhere_in_an_epoch_ends_the_same(
 
 
 @pytest.mark.slow
-def test_signals_at_random_moments_leave_the_same_end(small_dataset, tmp_path, undisturbed, rng):
+def test_signals_at_random_moments_do_not_change_the_result(small_dataset, tmp_path, undisturbed, rng):
     words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *SIX)[1:]]
     for how in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -98,13 +98,13 @@ def test_ctrl_c_ends_several_processes_in_one_line(small_dataset, tmp_path):
     assert "Traceback" not in said
     end = time.monotonic() + 30
     with pytest.raises(ProcessLookupError):
-        while time.monotonic() < end:  # Python's own helpers end a little later
+        while time.monotonic() < end:  # Python's own helper processes end a little later
             os.killpg(process.pid, 0)
             time.sleep(0.1)
 
 
 def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
-    """Also if metrics.jsonl ends in half a line, as after a power cut."""
+    """Even if metrics.jsonl ends in half a line, as after a power failure."""
     shutil.copytree(undisturbed, tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 7, "train_')
@@ -119,7 +119,7 @@ def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
 
 
 def test_changed_settings_apply_from_there_on_and_are_logged(small_dataset, tmp_path, run):
-    """A new learning rate replaces the current one; without it, a lowered rate stays."""
+    """A new --lr replaces the current learning rate. Without it, the rate stays as the scheduler lowered it."""
     plateau = ("--max_grad_norm", 1e-30, "--weight_decay", 0, "--scheduler_patience", 0, "--batch_size", 2)
     run(*command(small_dataset, tmp_path, *plateau, "--epochs", 3))
     lowered = load(tmp_path / "last.pt")["optimizer"]["param_groups"][0]["lr"]
@@ -183,7 +183,7 @@ def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, ru
     assert f"weights    from {best}, epoch {load(best)['epoch']}" in log
     assert metrics(tmp_path / "warm")[0]["val_mse"] == pytest.approx(load(best)["val_mse"], rel=1e-6)
     log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 2)).stdout
-    assert "ignored, this run has weights of its own" in log and len(metrics(tmp_path / "warm")) == 2
+    assert "ignored, because this run already has weights" in log and len(metrics(tmp_path / "warm")) == 2
     says = "holds another model (num_layers 1, not 2); name another with --init_from"
     fails(*command(small_dataset, tmp_path / "other", *args, "--num_layers", 2), says=says)
     fails(*command(small_dataset, tmp_path / "none", "--init_from", tmp_path / "no.pt"), says="no.pt: no such")
@@ -199,7 +199,7 @@ def test_resume_never_starts_a_new_run(small_dataset, tmp_path, run):
                      ".lock"}  # fmt: skip
 
 
-def test_a_damaged_last_is_refused_and_its_replacement_resumes(small_dataset, tmp_path, run, fails, rng):
+def test_a_damaged_last_pt_is_refused_and_its_replacement_resumes(small_dataset, tmp_path, run, fails, rng):
     run(*command(small_dataset, tmp_path, "--epochs", 2, "--checkpoint_every", 1))
     whole = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(whole[: int(rng.integers(len(whole)))])

@@ -1,4 +1,4 @@
-"""Segments joined are the whole track resampled, to the last bit; only the tail is dropped."""
+"""The segments of a track, joined, are bit-identical to the whole track resampled, without its tail."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ def test_segments_and_the_end_are_the_whole_track_resampled(tmp_path, rng, rate,
 
 
 class Numbers:
-    """A track whose samples are their own numbers, 1 and upwards, scaled by 1/1000, in blocks of any length."""
+    """A track whose samples are 1/1000, 2/1000, 3/1000, ..., in blocks of any length."""
 
     def __init__(self, frames: int, rate: int, blocks: list[int]):
         self.frames, self.sample_rate, self.blocks = frames, rate, blocks
@@ -68,8 +68,8 @@ class Numbers:
     st.lists(st.integers(1, 9000), min_size=1, max_size=4),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_no_sample_twice_and_none_lost_but_the_tail(segments, more, seconds, rate, blocks):
-    """Around every whole number of segments, at the track's own rate: there each sample can be told from the rest."""
+def test_no_sample_is_repeated_and_only_the_tail_is_lost(segments, more, seconds, rate, blocks):
+    """Tries lengths around every whole number of segments, without resampling, so that each sample is unique."""
     frames = max(0, segments * seconds * rate + more)
     got = list(stream_segments(Numbers(frames, rate, blocks), seconds, rate))
     assert len(got) == frames // (seconds * rate) and all(len(segment) == seconds * rate for segment in got)
@@ -77,7 +77,7 @@ def test_no_sample_twice_and_none_lost_but_the_tail(segments, more, seconds, rat
     np.testing.assert_array_equal(numbers, np.arange(1, len(numbers) + 1, dtype=np.float32) / 1000)
     resampled = list(stream_segments(Numbers(frames, rate, blocks), seconds, 500))
     length = seconds * 500
-    # The resampler rounds the length: a track may count as complete that lacks half a sample.
+    # The resampler rounds the length, so a track that lacks half a sample may count as complete.
     assert frames * 500 // rate // length <= len(resampled) <= -(-frames * 500 // rate) // length
     assert all(len(segment) == length for segment in resampled)
 
@@ -90,7 +90,7 @@ def test_a_segment_with_invalid_samples_is_nan_and_its_neighbors_are_clean(tmp_p
     audio[int(at_s * 44100)] = value
     soundfile.write(tmp_path / "a.wav", audio, 44100, subtype="FLOAT")
     segments = segments_of(tmp_path / "a.wav", 1)
-    broken = {2} if at_s == 2.5 else {3, 4}  # near a border it reaches into the next one
+    broken = {2} if at_s == 2.5 else {3, 4}  # near a border, the resampling filter spreads it into the next segment
     for index, segment in enumerate(segments):
         if index in broken:
             assert np.isnan(segment).all()
@@ -113,7 +113,7 @@ def test_clipping_is_counted_and_never_wraps():
 
 def test_a_wav_holds_the_samples_and_its_comment_near_the_start(rng):
     pcm16 = rng.integers(-32768, 32768, 1000).astype(np.int16)
-    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/split_index.py tells the dataset's WAVs by their size
+    assert len(wav_bytes(pcm16, 24000)) == 44 + 2000  # dataset/split_index.py relies on this size
     content = wav_bytes(pcm16, 24000, "Jingle_D continuation")
     assert b"Jingle_D continuation" in content[:256]  # where dataset/sources.py looks for it
     with soundfile.SoundFile(io.BytesIO(content)) as wav:

@@ -1,4 +1,4 @@
-"""Which pairs are selected, and for which split, whatever the music, its headers and the limits."""
+"""The selection of pairs and splits, for any music, right or wrong headers, and any limits."""
 
 import itertools
 from unittest import mock
@@ -18,7 +18,7 @@ COUNTS = st.lists(st.integers(0, 40), max_size=40)
 
 
 @given(COUNTS, st.integers(0, 500))
-def test_a_spread_is_as_even_as_can_be(capacities, total):
+def test_a_spread_is_as_even_as_possible(capacities, total):
     counts = spread(capacities, total)
     assert sum(counts) == min(total, sum(capacities))
     for count, capacity in zip(counts, capacities, strict=True):
@@ -49,7 +49,7 @@ def test_the_validation_tracks(capacities, max_pairs, data):
 
 
 class ThisProcess:
-    """In place of workers: everything runs in this process."""
+    """Used in place of `Workers`: everything runs in this process."""
 
     def map(self, function, items, on_death):
         return map(function, items)
@@ -105,7 +105,7 @@ def test_no_track_and_no_second_is_in_both_splits(tracks, data):
     if len(usable) > 1:
         assert not {p.track.source for p in train} & {p.track.source for p in val}, "a track in both splits"
         assert bool(val) == bool(val_pairs)
-        # As even as the music allows: a track has fewer than another only if it has no more.
+        # As even as the music allows: a track gives fewer pairs than another only if it has no more.
         in_val = {pair.track.source for pair in val}
         counts = {name: sum(p.track.source == name for p in train) for name in usable if name not in in_val}
         assert all(count == pairs[name] or count >= max(counts.values()) - 1 for name, count in counts.items())
@@ -120,7 +120,7 @@ def test_true_headers_are_read_once():
 
 
 @pytest.mark.parametrize("promised", [[2, 2, 2], [0, 0, 0], [500, 500, 500]])
-def test_wrong_headers_cost_a_second_reading_and_no_pair(promised):
+def test_wrong_headers_cost_a_second_read_but_no_pair(promised):
     music = Music([[True] * 30, [True] * 6, [True] * 21], promised)
     everything = music.select(1000, 100)
     assert len(everything.train) + len(everything.val) == 29 + 5 + 20

@@ -17,7 +17,7 @@ from model_simple_transformer import SimpleTransformer
 from training.checkpoint import load_checkpoint
 from training.statistics import channel_statistics
 
-# A run with the same global batch of 6 by 1 and 3 processes, without dropout.
+# Runs with a global batch of 6 on 1 and 3 processes, without dropout.
 PROCESSES = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 
@@ -46,7 +46,7 @@ def embeddings(dataset: Path, split: str, codec) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_the_logged_validation_mse_is_exact(runs, small_dataset, codec, processes):
-    """19 training and 3 validation pairs do not divide evenly."""
+    """Exact even though 19 training and 3 validation pairs do not divide evenly."""
     folder = runs(processes)
     inputs, targets = embeddings(small_dataset, "val", codec)
     best = load_checkpoint(folder / "best_model.pt")
@@ -60,7 +60,7 @@ def test_the_logged_validation_mse_is_exact(runs, small_dataset, codec, processe
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_baselines_and_statistics_are_exact(runs, small_dataset, codec, processes):
-    """And the untrained model's MSE is the baseline `channel_regression`."""
+    """Also, the untrained model's MSE equals the baseline `channel_regression`."""
     folder = runs(processes)
     x, y = (t.double() for t in embeddings(small_dataset, "train", codec))
     both = torch.cat([x, y])
@@ -95,8 +95,8 @@ def test_the_gain_of_copied_and_independent_channels(seed):
 
 
 @pytest.mark.slow
-def test_several_processes_learn_what_one_does(runs):
-    """The global batches are equal, except the last: 19 = 3 x 6 + 1, so it repeats pairs to give each process one."""
+def test_several_processes_learn_the_same_as_one(runs):
+    """All global batches but the last are equal. 19 = 3 x 6 + 1, so the last repeats pairs to give each process one."""
     for one, several in zip(metrics(runs(1)), metrics(runs(3)), strict=True):
         for key in ("train_mse", "val_mse"):
             assert several[key] == pytest.approx(one[key], rel=0.01), key
@@ -120,7 +120,7 @@ def test_the_codec_is_not_in_the_checkpoint(trained, codec):
     assert not any("encoder.model" in name for name in checkpoint["model"])
 
 
-def test_reproducible_from_its_seed(small_dataset, tmp_path, run):
+def test_training_is_reproducible_from_its_seed(small_dataset, tmp_path, run):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(*command(small_dataset, tmp_path / name, "--epochs", 2, "--seed", seed))
     a, b, c = (load(tmp_path / name / "last.pt")["model"] for name in "abc")
@@ -129,7 +129,7 @@ def test_reproducible_from_its_seed(small_dataset, tmp_path, run):
 
 @pytest.mark.slow
 def test_training_is_the_same_from_memory_cache_or_codec(small_dataset, tmp_path, run, monkeypatch):
-    # A cache of its own, filled by the same number of threads: that number decides the last bits.
+    # Its own cache, filled with the same number of threads, because the last bits depend on that number.
     args = ("--epochs", 2, "--cache_dir", tmp_path / "cache")
     run(*command(small_dataset, tmp_path / "memory", *args))
     before = set(small_dataset.rglob("*.npy"))
@@ -146,7 +146,7 @@ def test_training_is_the_same_from_memory_cache_or_codec(small_dataset, tmp_path
 
 
 def test_early_stopping_and_scheduler_act_at_the_right_epoch(small_dataset, tmp_path, run):
-    """Gradients are clipped to nothing, so the model never changes and epoch 1 stays the best."""
+    """Gradients are clipped to almost zero, so the model never changes and epoch 1 stays the best."""
     args = ("--max_grad_norm", 1e-30, "--weight_decay", 0, "--patience", 7, "--scheduler_patience", 2, "--epochs", 50)
     result = run(*command(small_dataset, tmp_path, *args, "--checkpoint_every", 3))
     lines = metrics(tmp_path)
@@ -173,7 +173,7 @@ def test_best_model_is_the_best(small_dataset, tmp_path, run):
 
 
 def spoil_a_pair(split_dir: Path, codec) -> str:
-    """Overwrite the cached target of a pair by numbers whose square is infinite; the pair's name."""
+    """Overwrite a pair's cached target with numbers whose square is infinite. Returns the pair's name."""
     dataset = WavPairsDataset(split_dir, codec)
     keys = [key for pair in dataset.keys for key in pair]
     alone = next(i for i, key in enumerate(keys) if keys.count(key) == 1)
@@ -220,6 +220,6 @@ def test_torchrun_starts_the_same_training(small_dataset, tmp_path, runs):
 
 
 @pytest.mark.slow
-def test_an_error_in_one_of_several_processes_is_one_line(small_dataset):
+def test_an_error_in_one_of_several_processes_gives_one_line(small_dataset):
     args = ("--dataset_dir", small_dataset, *QUICK, "--num_processes", 2, "--checkpoint_dir", "/proc/none")
     one_line_error(SCRIPT, *args, says="/proc/none")

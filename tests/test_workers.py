@@ -1,4 +1,4 @@
-"""Processes that read files: any of them may die, and the results are still complete and in order."""
+"""Worker processes: any of them may die, and the results are still complete and in order."""
 
 import os
 import signal

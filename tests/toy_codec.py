@@ -6,7 +6,7 @@ import torch
 
 
 class ToyCodec:
-    """An orthogonal map of each frame to its strongest 64 of 200 cosines, and back."""
+    """Maps each frame to the lowest 64 of its 200 DCT coefficients, and back."""
 
     sample_rate, hop_length, embedding_dim, warmup_frames = 16_000, 200, 64, 0
     frame_rate = 80.0

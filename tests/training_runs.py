@@ -1,4 +1,4 @@
-"""Shared by the tests of training: its command, what a run wrote, and bit-exact comparison."""
+"""Shared by the tests of training: the command, what a run wrote, and bit-exact comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(dataset: Path, folder: Path, *args: object) -> tuple[object, ...]:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The epochs' lines of metrics.jsonl without their speed."""
+    """The lines of metrics.jsonl for epochs, without the speed."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
     return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in lines]
 
@@ -31,7 +31,7 @@ def load(path: Path) -> dict:
 
 
 def difference(a: object, b: object, path: str = "") -> str:
-    """Where two values first differ in a bit, "" if nowhere; NaN equals NaN, and times and paths are ignored."""
+    """Where two values first differ in a bit, or "". NaN equals NaN, and times and paths are ignored."""
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         a, b = dict(enumerate(a)), dict(enumerate(b))
     if isinstance(a, dict) and isinstance(b, dict):

@@ -31,20 +31,20 @@ class TrainConfig:
     scheduler_factor: float = setting(
         0.5, "multiply the learning rate by this on a plateau", type=number(float, above=0, below=1)
     )
-    scheduler_patience: int = setting(5, "epochs on a plateau before that", type=number(int, at_least=0))
+    scheduler_patience: int = setting(5, "epochs without progress that make a plateau", type=number(int, at_least=0))
     max_grad_norm: float = setting(1.0, "clip gradients to this norm", type=number(float, above=0))
     checkpoint_every: int = setting(10, "keep a checkpoint_epoch_N.pt every this many epochs", type=COUNT)
     num_layers: int = setting(4, "transformer layers", type=number(int, at_least=1, at_most=1000))
     num_heads: int = setting(8, "attention heads", type=number(int, at_least=1, at_most=128))
-    dropout: float = setting(0.1, "on embeddings, residual branches and feed-forward", type=PROBABILITY)
+    dropout: float = setting(0.1, "dropout on embeddings, residual branches and feed-forward", type=PROBABILITY)
     attention_dropout: float = setting(
-        0.0, "on attention probabilities; the original had 0.1 (README, Departures, 4)", type=PROBABILITY
+        0.0, "dropout on attention probabilities; the original had 0.1 (README, Departures, 4)", type=PROBABILITY
     )
     num_processes: int | None = setting(
         None, "processes on this machine (default: one per GPU, else 1)", type=number(int, at_least=1, at_most=1024)
     )
     device: str = device_setting()
-    precision: str = setting("auto", "auto is bf16 on GPUs that have it, else fp32", choices=("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "auto: bf16 on GPUs that support it, else fp32", choices=("auto", "fp32", "bf16"))
     resume: str = setting(
         "auto",
         "auto: resume the run in checkpoint_dir, if any; never: remove it and start a new one",
@@ -58,8 +58,8 @@ class TrainConfig:
     check_only: bool = setting(False, "only check dataset, weights and devices")
 
 
-# Settings that a resume does not compare. Some do not affect what is learned. Processes, precision and data are
-# compared in another way (`changes` in training/state.py).
+# Settings that a resume does not compare. Some do not affect what is learned. The number of processes, the precision
+# and the data are compared separately (`changes` in training/state.py).
 IGNORED_ON_RESUME = {
     "dataset_dir", "checkpoint_dir", "epochs", "checkpoint_every", "num_processes", "device", "precision", "resume",
     "init_from", "no_cache", "cache_dir", "encodec_weights", "check_only",

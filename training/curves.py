@@ -1,4 +1,4 @@
-"""Draw curves.png from the log of a training run. Used after every few epochs and by the report page."""
+"""Draw curves.png from the log of a training run. Used during training and by the report page."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def draw_curves(path: Path, metrics: Path) -> None:
     top.plot(epochs, [line["train_mse"] for line in lines], color="#8a4fbf", marker=marker, label="training")
     top.plot(epochs, [line["val_mse"] for line in lines], color="#0b62c4", marker=marker, lw=2.2, label="validation")
     low, high = top.get_ylim()
-    for name, (label, colour, dashes) in BASELINES.items():
+    for name, (label, color, dashes) in BASELINES.items():
         value = first["baselines"][name]
         if value < high + 2 * (high - low):
-            top.axhline(value, color=colour, dashes=dashes, label=label)
+            top.axhline(value, color=color, dashes=dashes, label=label)
         else:  # a line that far up would flatten the curves
-            top.plot([], [], color=colour, dashes=dashes, label=f"{label}: {value:.4g}")
+            top.plot([], [], color=color, dashes=dashes, label=f"{label}: {value:.4g}")
     top.set_ylabel("MSE of embeddings")
     top.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)
     bottom.plot(epochs, [line["lr"] for line in lines], color="#57606a", marker=marker)

@@ -54,7 +54,7 @@ def _stdout_discarded() -> Iterator[None]:
 
 
 def shard_indices(count: int) -> list[int]:
-    """Those of `count` items that this process handles when all processes sum over them: each item once."""
+    """This process's share of `count` items. All processes together have each item once."""
     return list(range(rank(), count, world_size()))
 
 
@@ -87,7 +87,7 @@ def barrier() -> None:
 
 
 def raise_on_rank_zero(message: str) -> NoReturn:
-    """Raise UserError on the first process, for an error that occurs on all. The others wait until they are ended."""
+    """Raise UserError on the first process, for an error that occurs on all. The others wait until they are stopped."""
     if rank() > 0:
         dist.barrier()
     raise UserError(message)
@@ -97,8 +97,8 @@ def data_parallel(model: torch.nn.Module, example: torch.Tensor) -> torch.nn.Mod
     """Wrap `model` in DistributedDataParallel, or return it unchanged if there is only one process.
 
     After its first backward pass, DDP rearranges its buckets. That changes the order in which the gradients of three or
-    more processes are added. So this runs one backward pass on `example` that trains nothing. Then all steps add in the
-    same order, whether the run starts or resumes.
+    more processes are added. So this first runs one backward pass on `example` and discards its gradients. All training
+    steps then add in the same order, whether the run starts or resumes.
     """
     if world_size() == 1:
         return model

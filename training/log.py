@@ -109,7 +109,7 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
 
 
 def listen_command(config: TrainConfig, checkpoint: Path) -> str:
-    """The command that evaluates a checkpoint of this run, which can be used while it trains."""
+    """The command that evaluates a checkpoint of this run. It also works while the run is training."""
     words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
     for flag in ("dataset_dir", "cache_dir"):
         if (value := getattr(config, flag)) != getattr(TrainConfig(), flag):

@@ -1,4 +1,4 @@
-"""A training run: what does not change from its first epoch to its last, and what each epoch leaves on the disk."""
+"""A training run: its fixed parts, and what each epoch saves and logs. Used by the worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an 
 
 @dataclass
 class Run:
-    """What does not change from the first epoch to the last."""
+    """The parts of a run that stay the same from its first epoch to its last."""
 
     config: TrainConfig
     device: torch.device
@@ -58,9 +58,9 @@ def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
     if rank() == 0:
         sync = is_due or bool(state.stop_reason(run.config))
         append_metrics(run.folder / METRICS, line, sync)
-        paths = [run.folder / BEST if line["best"] else None, kept, run.folder / LAST]  # LAST last: it ends the epoch
+        paths = [run.folder / BEST if line["best"] else None, kept, run.folder / LAST]  # LAST ends the epoch
         run.save([path for path in paths if path], state, line["val_mse"], sync)
-    log(describe_epoch(line, run.config.epochs, state.seconds))  # once saved: an epoch in the log is safe
+    log(describe_epoch(line, run.config.epochs, state.seconds))  # after saving, so that an epoch in the log is safe
     if is_due and rank() == 0:
         draw_curves(run.folder / CURVES, run.folder / METRICS)
         run.synced_at = time.monotonic()
@@ -71,7 +71,8 @@ def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
 def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.Tensor, indices: list[int]) -> None:
     """Raise UserError naming the pairs of the first step, on any process, whose loss or gradient is not finite.
 
-    A NaN reaches all processes in the next step. So the earliest step has the culprit, and in that step the loss does.
+    A NaN in one process's loss makes the gradients of all processes NaN in the same step, and everything after it. So
+    the cause is in the earliest bad step, and there in the process whose loss is bad, if there is one.
     """
     bad = [(step, 0) for step in (~losses.isfinite()).nonzero().flatten().tolist()]
     bad += [(step, 1) for step in (~grad_norms.isfinite()).nonzero().flatten().tolist()]
@@ -84,6 +85,6 @@ def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.T
 
 
 def raise_not_finite(what: str, names: list[str], hint: str = "") -> NoReturn:
-    """Raise UserError on all processes, naming the pairs `names` of all."""
+    """Raise UserError on all processes. The message lists the `names` of pairs from every process."""
     pairs = ", ".join(sorted({name for names in gather(names) for name in names}))
-    raise_on_rank_zero(f"{what}, pairs {pairs}; look at these pairs, or lower --lr{hint}")
+    raise_on_rank_zero(f"{what}, pairs {pairs}; check these pairs, or lower --lr{hint}")

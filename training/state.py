@@ -1,4 +1,4 @@
-"""The state of a training run: what every checkpoint saves and a resume restores."""
+"""The state of a training run: what every checkpoint saves and a resume restores. Used by the worker."""
 
 from __future__ import annotations
 

@@ -39,5 +39,5 @@ def channel_statistics(
 
 def deviation_over_time(embeddings: torch.Tensor) -> torch.Tensor:
     """Standard deviation over time, [B, C, T] -> [B, C]. On a CPU, torch.std takes nine times as long."""
-    centred = embeddings - embeddings.mean(dim=2, keepdim=True)
-    return centred.square_().mean(dim=2).sqrt()
+    centered = embeddings - embeddings.mean(dim=2, keepdim=True)
+    return centered.square_().mean(dim=2).sqrt()

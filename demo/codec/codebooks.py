@@ -1,4 +1,4 @@
-"""Fit the codebooks of `demo/codec/train_codec.py`, and the space they quantize."""
+"""Fit the codebooks for `demo/codec/train_codec.py`, and rescale the embeddings that they quantize."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def train_step(
     value = loss(clips, model.decoder(embeddings), embeddings)
     optimizer.zero_grad()
     value.backward()
-    # Clipping keeps little more than the gradient's direction. The logarithms in the loss cause peaks.
+    # The logarithms in the loss cause gradient peaks. Clipping at 1 keeps little more than the direction.
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     optimizer.step()
     return value.item()

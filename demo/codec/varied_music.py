@@ -32,7 +32,7 @@ def track(seed: int, number: int, seconds: float) -> np.ndarray:
         if parts[part]:
             play_part(rng, mix, beat, root + lowest, scale, most_notes)
     if rng.random() < 0.15:
-        mix += level(rng, -45, -20) * coloured_noise(rng, len(mix))
+        mix += level(rng, -45, -20) * colored_noise(rng, len(mix))
     return finish(rng, mix).astype(np.float32)
 
 
@@ -77,7 +77,7 @@ def play_drums(rng: np.random.Generator, mix: np.ndarray, beat: float) -> None:
 
 def draw_drum(rng: np.random.Generator) -> np.ndarray:
     time = np.arange(int(rng.uniform(0.05, 0.6) * SAMPLE_RATE)) / SAMPLE_RATE
-    noise = coloured_noise(rng, len(time)) * np.exp(-time * rng.uniform(8, 90))
+    noise = colored_noise(rng, len(time)) * np.exp(-time * rng.uniform(8, 90))
     lowest, fall = rng.uniform(40, 250), rng.uniform(0, 400)
     phase = 2 * np.pi * (lowest * time + fall / 30 * (1 - np.exp(-time * 30)))
     skin = np.sin(phase) * np.exp(-time * rng.uniform(5, 30))
@@ -145,13 +145,13 @@ def modulated(rng: np.random.Generator) -> Instrument:
 
 def plucked(rng: np.random.Generator) -> Instrument:
     """A Karplus-Strong string: noise in a delay line that loses its high frequencies."""
-    loss, colour = rng.uniform(0.98, 0.999), rng.uniform(0.2, 0.95)
+    loss, color = rng.uniform(0.98, 0.999), rng.uniform(0.2, 0.95)
 
     def play(frequency: np.ndarray) -> np.ndarray:
         period = max(2, round(SAMPLE_RATE / frequency[-1] - 0.5))
         burst = np.zeros(len(frequency))
         length = min(period, len(burst))
-        burst[:length] = lfilter([1 - colour], [1, -colour], rng.standard_normal(length))
+        burst[:length] = lfilter([1 - color], [1, -color], rng.standard_normal(length))
         loop = np.zeros(period + 2)
         loop[0], loop[period], loop[period + 1] = 1, -0.5 * loss, -0.5 * loss
         sound = lfilter([1.0], loop, burst)
@@ -220,7 +220,7 @@ def level(rng: np.random.Generator, lowest_db: float, highest_db: float) -> floa
     return float(10 ** (rng.uniform(lowest_db, highest_db) / 20))
 
 
-def coloured_noise(rng: np.random.Generator, samples: int) -> np.ndarray:
+def colored_noise(rng: np.random.Generator, samples: int) -> np.ndarray:
     """Noise with standard deviation 1 and a falling, rising or flat spectrum."""
     pole = rng.choice([0, rng.uniform(0.5, 0.98), rng.uniform(-0.9, 0)], p=[0.2, 0.6, 0.2])
     noise = lfilter([1.0], [1, -pole], rng.standard_normal(samples))
@@ -232,7 +232,7 @@ def finish(rng: np.random.Generator, mix: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         tail = rng.uniform(0.1, 2.5)  # seconds until the room is 60 dB down
         time = np.arange(int(tail * SAMPLE_RATE)) / SAMPLE_RATE
-        room = coloured_noise(rng, len(time)) * 10 ** (-3 * time / tail)
+        room = colored_noise(rng, len(time)) * 10 ** (-3 * time / tail)
         wet = fftconvolve(mix, room)[: len(mix)]
         mix = mix + rng.uniform(0.05, 0.8) * wet * mix.std() / (wet.std() + 1e-9)
     mix = mix / (np.abs(mix).max() + 1e-9)

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine for the tests: two nodes, four pretend GPUs each, own ports, key and folders.
+"""A real SLURM on this machine for the tests: two nodes with four fake GPUs each, and its own ports, key and folders.
 
 Nothing outside its folder is touched, everything listens for this machine only, and `stop` ends what
 `start` started.
@@ -24,7 +24,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def why_not() -> str:
-    """Why no SLURM can be started here, empty if it can."""
+    """Why no SLURM can be started here; "" if one can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "starting SLURM's daemons needs root"
     missing = [name for name in DAEMONS if shutil.which(name) is None]
@@ -67,7 +67,7 @@ class Cluster:
         self.until(lambda: _run("sinfo", "-h", "-N", "-o", "%T", check=False).split() == ["idle"] * 4, 60, "idle nodes")
 
     def stop(self) -> None:
-        """End all jobs, then the daemons, by their own pid files."""
+        """End all jobs, then the daemons that the pid files name."""
         with contextlib.suppress(subprocess.SubprocessError):
             _run("scancel", "--user=root", check=False)
             self.until(lambda: not _run("squeue", "-h", check=False).strip(), 45, "an empty queue")
@@ -92,9 +92,11 @@ class Cluster:
         return self.job(job_id)
 
     def start_requeued(self, job_id: str) -> None:
-        """A requeued job is held back for two minutes; start it now."""
+        """Start a requeued job now. SLURM would hold it back for two minutes."""
         self.wait(job_id, "PENDING")
-        time.sleep(3)  # in the second of the requeue the old credential is revoked, and with it the new start
+        time.sleep(
+            3
+        )  # within a second of the requeue, SLURM revokes the old credential and would end the new start too
         _run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Shared by the SLURM tests: a user with a copy of the repository, and an undisturbed training."""
+"""Shared by the SLURM tests: a user with a copy of the repository, and an uninterrupted training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PAGE = ROOT / "docs" / "levante.md"
 
 @pytest.fixture(scope="session", name="cluster")
 def a_cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A running SLURM, or a skipped test."""
+    """A running SLURM. Skips the test if none can be started."""
     if reason := why_not():
         pytest.skip(f"no SLURM here: {reason}")
     folder = tmp_path_factory.mktemp("slurm")
     before = dict(os.environ)
-    # What a user's shell may hold and a login node's does not: the tests decide on it.
+    # Variables that this shell may have but a login node's shell does not. The tests set them.
     for name in [n for n in os.environ if n.startswith(("SBATCH_", "SLURM_", "CONDA_")) or n == "VIRTUAL_ENV"]:
         del os.environ[name]
     os.environ["SBATCH_ACCOUNT"] = "PROJECT"  # docs/levante.md: export SBATCH_ACCOUNT=PROJECT
@@ -51,7 +51,7 @@ def a_repository(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for package in ("common", "audio", "dataset", "training", "evaluation"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = Path(sys.prefix)  # where it is no virtual environment, its folder comes first in PATH
+    environment = Path(sys.prefix)  # if this is not a virtual environment, its folder comes first in PATH
     if (environment / "bin" / "activate").exists():
         (folder / ".venv").symlink_to(environment)
     write_music(folder / "music")
@@ -62,7 +62,7 @@ def a_repository(tmp_path_factory) -> Path:
 
 
 def write_music(folder: Path) -> None:
-    """Five short tracks, each its own chord, so that all segments differ."""
+    """Write five short tracks, each with its own chord, so that all segments differ."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(5):
@@ -77,7 +77,7 @@ EPOCHS = 16
 
 
 class User:
-    """Someone in the repository's folder: submits, and reads the logs."""
+    """A user in the repository's folder, who submits jobs and reads the logs."""
 
     def __init__(self, cluster: Cluster, folder: Path):
         self.cluster, self.folder = cluster, folder
@@ -90,7 +90,7 @@ class User:
         return [line for block in blocks for line in block.splitlines() if line]
 
     def page(self, command: str) -> str:
-        """A command, which must be a line of docs/levante.md."""
+        """Check that a command is a line of docs/levante.md, and return it."""
         assert command in self.page_lines(), f"{PAGE}: has no line {command!r}"
         self.tried.add(command)
         return command
@@ -126,7 +126,7 @@ class User:
         return path.read_text() if path.exists() else ""
 
     def job_log(self, job_id: str, name: str = "train_simple.out") -> str:
-        """What the log holds of a job since its last start."""
+        """The part of the log that a job has written since its last start."""
         _, start, text = self.log(name).rpartition(f"== job {job_id}, start")
         return start + text if start else ""
 
@@ -157,7 +157,7 @@ def a_user(cluster: Cluster, repository: Path) -> User:
 
 @pytest.fixture(scope="module", name="dataset")
 def a_dataset(user: User) -> Path:
-    """The dataset, made by its job; made again by another, which finds all there."""
+    """The dataset, made by a job. A second job finds it complete."""
     settings = ["--segment_duration", "1", "--max_pairs", "30", "--val_pairs", "6"]
     music = {"/work/PROJECT/$USER/music": str(user.folder / "music")}
     for command in (
@@ -174,7 +174,7 @@ def a_dataset(user: User) -> Path:
 
 
 class Undisturbed:
-    """The training that all others are compared with."""
+    """The uninterrupted training that all others are compared with."""
 
     def __init__(self, user: User):
         self.job = user.submit("sbatch run_train_simple.sh", *TINY)
@@ -191,7 +191,7 @@ def an_undisturbed_training(user: User, dataset: Path) -> Undisturbed:
 
 
 def assert_same_end(user: User, folder: str, undisturbed: Undisturbed) -> None:
-    """Weights, optimizer, scheduler, best epoch and metrics are those of the training that nothing disturbed."""
+    """Check that weights, optimizer, scheduler, best epoch and metrics equal the uninterrupted training's."""
     last = user.last(folder)
     assert set(last["model"]) == set(undisturbed.last["model"])
     for name, tensor in undisturbed.last["model"].items():

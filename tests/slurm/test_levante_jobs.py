@@ -1,6 +1,6 @@
 """The two job scripts on a real SLURM: from sbatch to best_model.pt, through every way in which a job can end.
 
-Whatever happens to a training, it ends with the weights of one that nothing disturbed.
+Whatever happens to a training, it ends with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undi
 # ------------------------------------------------------------------ jobs that are interrupted
 
 
-def test_killed_cancelled_and_requeued_it_ends_the_same(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
+def test_a_killed_canceled_or_requeued_training_gives_the_same_result(
+    user: User, dataset: Path, undisturbed: Undisturbed
+) -> None:
     """One training is interrupted in each way, one after the other."""
     folder = "checkpoints_cut"
 
@@ -93,7 +95,7 @@ def test_killed_cancelled_and_requeued_it_ends_the_same(user: User, dataset: Pat
     done = user.last(folder)["epoch"]
     user.await_line(f"epoch {done + 1:3d}/", job)
     frozen = workers(job)[0]
-    os.kill(frozen, signal.SIGSTOP)  # and with it all, as they wait for each other: the limit comes in mid-training
+    os.kill(frozen, signal.SIGSTOP)  # all others wait for it, so the time limit comes during training
     user.shell(f"scontrol update jobid={job} TimeLimit=1")
     user.await_line("warned by SLURM, stopping the training", job)
     with contextlib.suppress(ProcessLookupError):  # ended already
@@ -109,7 +111,7 @@ def test_killed_cancelled_and_requeued_it_ends_the_same(user: User, dataset: Pat
 
 
 def test_a_job_that_achieves_nothing_does_not_requeue(user: User, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Its workers hang in the first epoch, so at the warning before the time limit it fails."""
+    """The workers hang in the first epoch, so the job fails at the warning before its time limit."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
@@ -132,7 +134,7 @@ def await_next_epoch(user: User, folder: str, job: str) -> None:
 
 
 def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
-    """2 nodes x 2 GPUs are 4 ranks: the same numbers as 1 x 4, on a cache that both nodes fill."""
+    """2 nodes x 2 GPUs give the same numbers as 1 x 4, because both have 4 ranks. Both nodes fill the cache."""
     folder, cache = "checkpoints_two_nodes", user.folder / "cache_two"
 
     def submit() -> str:
@@ -168,7 +170,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbe
     assert_same_end(user, folder, undisturbed)
 
 
-def test_one_workers_error_ends_all_and_its_traceback_stands_last(user: User, dataset: Path, tmp_path: Path) -> None:
+def test_one_workers_error_ends_all_and_its_traceback_comes_last(user: User, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '2':\n"
@@ -244,7 +246,7 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     assert user.cluster.wait(job)["JobState"] == "FAILED"
 
 
-# What only a login node can do: it needs a network, Levante's modules, or a project. `make install` does the same.
+# These need a login node with a network, Levante's modules, or a project. `make install` does the same.
 ON_A_LOGIN_NODE = [
     "cd /work/PROJECT/$USER",
     "git clone URL Jingle_D",
