@@ -123,7 +123,7 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     assert found["verdict"]["outcome"] == "undecided"
     assert "1 of 1 track were also used for training" in found["verdict"]["sentence"]
     notes = " ".join(found["notes"])
-    assert "1 of 1 validation tracks are in the training split too" in notes
+    assert "1 of 1 validation tracks are also in the training split" in notes
     assert "1 of 1 true continuations are also in the training split, sample for sample" in notes
     assert "not the validation split of the training" in notes
     assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()
