@@ -31,7 +31,7 @@ class TrainConfig:
     scheduler_factor: float = setting(
         0.5, "multiply the learning rate by this on a plateau", type=number(float, above=0, below=1)
     )
-    scheduler_patience: int = setting(5, "epochs without progress that make a plateau", type=number(int, at_least=0))
+    scheduler_patience: int = setting(5, "epochs without progress to allow before that", type=number(int, at_least=0))
     max_grad_norm: float = setting(1.0, "clip gradients to this norm", type=number(float, above=0))
     checkpoint_every: int = setting(10, "keep a checkpoint_epoch_N.pt every this many epochs", type=COUNT)
     num_layers: int = setting(4, "transformer layers", type=number(int, at_least=1, at_most=1000))
