@@ -33,6 +33,7 @@ VORBIS = b"\x01vorbis"
 MP3_IN_WAV = re.compile(rb"fmt ....\x55\0", re.DOTALL)
 UNKNOWN_FRAMES = 1 << 62  # the length that libsndfile reports for a FLAC that was written to a pipe
 READ_VALUES = 1 << 17  # samples x channels read at once: about a second
+FEW_VALUES = 4096  # the usual size of a FLAC frame
 # In libsndfile's log: the length in the header and the actual one. Programs that write to a pipe put the maximum.
 LENGTHS = re.compile(r": (\d+) \(should be (\d+)\)")
 # Sync words of DTS (16 and 14 bits, either byte order) and S/PDIF (IEC 61937) that are stored as 16-bit PCM.
@@ -93,26 +94,37 @@ def _behind_tag(file: BinaryIO) -> int:
 class SndfileReader(AudioReader):
     """Reads PCM-like formats and FLAC. Raises ValueError if libsndfile does not know the length."""
 
+    _read_values = READ_VALUES
+
     class _Forwards(soundfile.SoundFile):
         def seekable(self) -> bool:  # otherwise soundfile seeks after each read
             return False
 
     def __init__(self, file: BinaryIO):
         self._file = file
-        file.seek(0)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)  # Python may only have moved within its buffer
-        self._audio = self._Forwards(file.fileno(), closefd=False)
+        self._open()
         self._frames, self.sample_rate = self._audio.frames, self._audio.samplerate
         if not 0 < self._frames < UNKNOWN_FRAMES:
             self._audio.close()
             raise ValueError("unknown length")
         self.duration_s = self._frames / self.sample_rate
-        self._first = self._read(0)
+        try:
+            self._first = self._read(0)
+        except soundfile.SoundFileError:  # damaged in the first second: use what is before that
+            self._audio.close()
+            self._open()
+            self._read_values = FEW_VALUES
+            self._first = self._read(0)
         if self._first.dtype == np.int16 and len(CODED.findall(self._first.tobytes())) > 9:
             self._audio.close()
             if self._audio.format != "WAV":
                 raise AudioError("its samples are DTS or S/PDIF data; decode it first")
             raise ValueError("a coded stream in a WAV, which FFmpeg can read")
+
+    def _open(self) -> None:
+        self._file.seek(0)
+        os.lseek(self._file.fileno(), 0, os.SEEK_SET)  # Python may only have moved within its buffer
+        self._audio = self._Forwards(self._file.fileno(), closefd=False)
 
     def close(self) -> None:
         self._audio.close()
@@ -134,7 +146,7 @@ class SndfileReader(AudioReader):
 
     def _read(self, done: int) -> np.ndarray:
         numbers = "int16" if self._audio.subtype == "PCM_16" else "float32"  # int16 takes a third of the time
-        wanted = min(self._frames - done, max(1, READ_VALUES // self._audio.channels))
+        wanted = min(self._frames - done, max(1, self._read_values // self._audio.channels))
         return self._audio.read(wanted, numbers, always_2d=True)
 
     def _problem(self, done: int) -> str:

@@ -133,6 +133,18 @@ def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
             assert quality > 15 and abs(delay) < 20, f"{damage}: {quality:.0f} dB, {second} s"
 
 
+def test_a_flac_that_is_damaged_in_its_first_second_is_used_up_to_there(tmp_path):
+    """FFmpeg would drop a frame without a word, and shift what follows."""
+    path = tmp_path / "plain.flac"
+    ZOO["plain.flac"].make(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 50] ^= 255
+    path.write_bytes(damaged)
+    samples, rate, problem = read(path)
+    assert problem.startswith("damaged at 0.") and 0 < len(samples) < 0.3 * rate
+    np.testing.assert_allclose(samples, mono_song(rate)[: len(samples)], atol=1e-3)
+
+
 FUZZED = ["plain.wav", "plain.flac", "plain.mp3", "plain.ogg", "plain.aiff"]
 FUZZED += ["by ffmpeg.m4a", "by ffmpeg.wma", "by ffmpeg.opus", "film.avi"] if FFMPEG else []
 
