@@ -136,8 +136,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, small_music, seed):
     time.sleep(random.Random(seed).uniform(0, 1.2))
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    lines = [line for line in said.splitlines() if "validation tracks that a verdict needs" not in line]
-    assert lines == [f"{SCRIPT}: interrupted"] and process.returncode == 130, said
+    assert said == f"{SCRIPT}: interrupted\n" and process.returncode == 130
 
 
 # ------------------------------------------------------------------ what it never touches
