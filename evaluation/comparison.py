@@ -44,7 +44,7 @@ CONTINUATIONS = {
 SOUND_ROWS = ("model", "model_quantized", "repeat_input", "loop", "training_mean", "other_track", "ceiling",
               "ceiling_quantized")  # fmt: skip
 # The model with its input changed, to see what it uses.
-INPUT_ABLATIONS = ("input_rolled", "input_rolled_back", "input_shuffled", "input_swapped")
+INPUT_ABLATIONS = ("input_shuffled", "input_swapped")
 
 
 class Dataset(Pairs, Protocol):
@@ -154,7 +154,6 @@ class Comparison:
         """The continuation [C, T] of pair `index` by each of CONTINUATIONS and INPUT_ABLATIONS."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
-        rolled = self.predict(source.roll(1, dims=1), index)
         shuffled = torch.from_numpy(np.random.default_rng([self.seed, index]).permutation(source.shape[1]))
         found = {
             "model": predicted,
@@ -170,8 +169,6 @@ class Comparison:
             "training_mean": self.fitted.mean.float().expand_as(source),
             "ceiling": target,
             "ceiling_quantized": self.codec.quantize(target[None])[0].cpu(),
-            "input_rolled": rolled,
-            "input_rolled_back": rolled.roll(-1, dims=1),
             "input_shuffled": self.predict(source[:, shuffled], index),
         }
         if self.other is not None:

@@ -9,12 +9,7 @@ from evaluation.horizon import SHORT_S, reach_s
 from evaluation.measures import BANDS, TrackErrors
 from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
 
-ABLATION_LABELS = {
-    "input_rolled": "one frame late",
-    "input_rolled_back": "late, prediction moved back",
-    "input_shuffled": "shuffled in time",
-    "input_swapped": "another track's",
-}
+ABLATION_LABELS = {"input_shuffled": "shuffled in time", "input_swapped": "another track's"}
 DRAWN_BASELINES = ("channel_regression", "loop")
 LEAST_SHARE = 0.05  # the sentences leave out bands with a smaller share of the error
 
@@ -74,25 +69,17 @@ def where_it_lies(diagnosis: dict) -> str:
 def what_it_uses(diagnosis: dict) -> str:
     """What the changed inputs show."""
     costs = {entry["label"]: Interval(entry["cost"], *entry["cost_interval"]) for entry in diagnosis["inputs"]}
-    rolled, back, shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
+    shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
     if swapped is None:
         conclusion = "there is no other track to test with"
     elif not swapped.low > LEAST_LEAD:
         conclusion = "it is not shown to use its input"
     elif not shuffled.low > LEAST_LEAD:
         conclusion = "it is not shown to use the order of its input, only its overall sound"
-    elif not rolled.low > LEAST_LEAD or rolled.value < shuffled.value / 4:
-        conclusion = "it recognizes its input, and exact frame positions hardly matter"
-    elif back.value < rolled.value / 2:
-        conclusion = "its prediction moves in time with its input, frame by frame"
     else:
-        conclusion = "it depends on absolute frame positions"
-    text = (
-        f"If its input is one frame late, it loses {rolled} of skill ({back.value:+.2f} if the prediction is moved "
-        f"back). If the input is shuffled in time, it loses {shuffled}"
-    )
-    other = "" if swapped is None else f". With another track's input, it loses {swapped}"
-    return f"{text}{other}. So {conclusion}."
+        conclusion = "it uses the order of its input"
+    other = "" if swapped is None else f" With another track's input, it loses {swapped}."
+    return f"If its input is shuffled in time, it loses {shuffled} of skill.{other} So {conclusion}."
 
 
 def limit(

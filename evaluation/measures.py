@@ -104,11 +104,6 @@ def sum_by_track(values: np.ndarray, tracks: list[str]) -> np.ndarray:
     return np.stack([values[group].sum(axis=0) for group in by_track(tracks).values()])
 
 
-def effective_tracks(weights: np.ndarray) -> float:
-    """(Σw)² ÷ Σw² (Kish 1965): the number of equal tracks that carry as much information. [tracks] -> number."""
-    return float(weights.sum() ** 2 / max(np.square(weights).sum(), TINY))
-
-
 class Estimate(NamedTuple):
     """A value and the two ends of its 95% interval, which are nan if there is no interval."""
 

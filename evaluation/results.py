@@ -16,7 +16,6 @@ from evaluation.measures import (
     Estimate,
     TrackErrors,
     by_track,
-    effective_tracks,
     elements_per_second,
     ratio_over_tracks,
 )
@@ -45,7 +44,6 @@ def measured_results(
         "diagnosis": diagnosis,
         "horizon": horizon,
         "reference": {
-            "effective_tracks": effective_tracks(by_tracks.scale),
             "ridge_penalty": comparison.fitted.penalty,
             "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
         },

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.measures import effective_tracks, interval_of_mean, ratio_over_tracks
+from evaluation.measures import interval_of_mean, ratio_over_tracks
 
 TRIALS = 4000
 
@@ -75,8 +75,3 @@ def test_no_interval_without_spread_or_tracks():
     low, high = interval_of_mean(np.array([[0.0], [1.0]]))
     assert low < -5 and high > 6  # two tracks show almost nothing
     assert np.isnan(ratio_over_tracks(np.zeros((5, 2)), np.zeros((5, 2))).value).all()
-
-
-def test_effective_tracks():
-    assert effective_tracks(np.ones(7)) == pytest.approx(7)
-    assert effective_tracks(np.array([1000.0, 1, 1, 1])) == pytest.approx(1, abs=0.01)
