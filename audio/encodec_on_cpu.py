@@ -50,7 +50,7 @@ class PiecewiseEncodec:
             return self.encoder_convolutions(waveform[:, :, first * hop : stop * hop])[:, :, start - first :]
 
         hidden = in_pieces(convolve, waveforms, num_frames=-(-waveforms.shape[2] // hop))
-        return alike_in_any_batch(self.encoder_end, hidden)
+        return batch_independent(self.encoder_end, hidden)
 
     def decode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings [B, 128, frames] -> waveforms [B, 1, frames * hop_length]."""
@@ -58,7 +58,7 @@ class PiecewiseEncodec:
         def convolve(hidden: torch.Tensor, first: int, start: int, stop: int) -> torch.Tensor:
             return self.decoder_convolutions(hidden[:, :, first:stop])[:, :, (start - first) * self.hop_length :]
 
-        hidden = alike_in_any_batch(self.decoder_start, embeddings)
+        hidden = batch_independent(self.decoder_start, embeddings)
         return in_pieces(convolve, hidden, num_frames=hidden.shape[2])
 
 
@@ -68,12 +68,12 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
         (max(0, start - CHUNK_OVERLAP_FRAMES), start, min(start + PIECE_FRAMES, num_frames))
         for start in range(0, num_frames, PIECE_FRAMES)
     ]
-    with a_thread_a_core() as (pool, _):
+    with one_thread_per_core() as (pool, _):
         rows = [[pool.submit(convolve, item, *piece) for piece in pieces] for item in batch.split(1)]
         return torch.cat([torch.cat([piece.result() for piece in row], dim=2) for row in rows])
 
 
-def alike_in_any_batch(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def batch_independent(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Apply layers with an LSTM so that an item gets the same bits alone as in a batch.
 
     The matrix library uses another algorithm for one row than for several. A batch of one therefore runs as two, so
@@ -82,13 +82,13 @@ def alike_in_any_batch(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     another program is running.
     """
     rows = batch if len(batch) > 1 else batch.expand(2, -1, -1)
-    with a_thread_a_core() as (pool, cores):
+    with one_thread_per_core() as (pool, cores):
         parts = rows.tensor_split(min(cores, len(rows) // 2))
         return torch.cat(list(pool.map(layers, parts)))[: len(batch)]
 
 
 @contextlib.contextmanager
-def a_thread_a_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, int]]:
+def one_thread_per_core() -> Iterator[tuple[concurrent.futures.ThreadPoolExecutor, int]]:
     """Yield a pool with as many threads as torch had, and their number. Meanwhile torch uses one thread."""
     with _USE_OF_CORES:
         cores = torch.get_num_threads()

@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ import soundfile
 import torch
 
 from audio.frozen_encodec import load_frozen_encodec
-from benchmarks import scale
 from benchmarks.literal_baseline import LiteralTraining
 from benchmarks.measure import HEADER, Row, about_this_run, best_of_alternating, run_command, run_python
 from common.arguments import file_path, parse_settings, setting
@@ -198,27 +196,7 @@ def ffmpeg(work: Path, kind: str) -> float:
         return sum(run_command(*command, path, *convert, f"{output}/{path.stem}_%05d.wav") for path in files)
 
 
-# ------------------------------------------------------------------ the start of a training
-
-
-def measure_second_start(work: Path, pairs: int = 2_000) -> Iterator[Row]:
-    """The time to the first step when everything is encoded and the dataset is known."""
-    digests = scale.make_segments(work / "segments", pairs + 1)
-    scale.make_dataset(work / "dataset", work / "segments", digests, pairs)
-    scale.fill_cache(work / "dataset", work / "cache")
-    for _ in range(2):  # each in a new process, because of what the first one keeps in memory
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            start = pool.apply(scale.measure_start, (work / "dataset", work / "cache"))
-    note = f"{start['seconds']:.1f} s to the first step, {start['wavs_read']} WAVs read"
-    yield Row(f"second start, {pairs:,} pairs", "3 s", 3 / start["seconds"], 1.0, note)
-
-
-SUBJECTS = {
-    "codec": measure_codec,
-    "training": measure_training,
-    "creation": measure_creation,
-    "second_start": measure_second_start,
-}
+SUBJECTS = {"codec": measure_codec, "training": measure_training, "creation": measure_creation}
 
 
 @dataclass

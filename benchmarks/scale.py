@@ -1,4 +1,4 @@
-"""Synthetic datasets of any size, and how soon a training on them starts. Used by run_benchmarks.py and gpu.py.
+"""Synthetic datasets of any size, and how soon a training on them starts. Used by gpu.py.
 
 A dataset is a chain of distinct segments of noise. The WAVs of its pairs are hard links to them.
 """
@@ -13,15 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
-import torch._dynamo  # torch.optim imports it on first use, which takes seconds
+import torch._dynamo  # noqa: F401 - torch.optim imports it on first use, which takes seconds
 
 import train_simple_worker
-from audio.frozen_encodec import load_frozen_encodec
 from benchmarks.measure import replace_everywhere
 from common.threads import read_ahead
 from dataset.pairs import PairRow, digest_of, read_pcm16, write_metadata
-from dataset_wav_pairs import WavPairsDataset
 from training.config import TrainConfig
 
 
@@ -52,15 +49,6 @@ def make_dataset(folder: Path, segments: Path, digests: list[str], pairs: int, s
         track, place = divmod(pair, len(digests) - 1)
         rows.append(PairRow(f"pair_{pair:06d}", split, f"track_{track}_{split}", seconds * place))
     write_metadata(folder / "metadata.txt", {"segment_duration": str(seconds)}, {}, [], rows, known)
-
-
-def fill_cache(dataset_dir: Path, cache: Path) -> None:
-    """Write a random embedding for every segment of a dataset."""
-    codec = load_frozen_encodec("untrained")
-    for name in ("train", "val"):
-        split = WavPairsDataset(dataset_dir / name, codec, cache)
-        for key in {key for pair in split.keys for key in pair}:
-            split.cache.write(key, torch.randn(codec.embedding_dim, split.num_frames).numpy())
 
 
 def measure_start(dataset_dir: Path, cache: Path, device: str = "cpu") -> dict[str, float]:

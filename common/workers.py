@@ -66,7 +66,7 @@ class Workers:
                     try:
                         results[index], error, trace = connection.recv()
                     except (EOFError, OSError):
-                        reason = self._bury(connection)
+                        reason = self._remove_dead(connection)
                         if job not in suspects:
                             suspects.append(job)
                             continue
@@ -86,7 +86,7 @@ class Workers:
                 connection.send((function, item))
                 return connection
             except OSError:  # killed while idle
-                self._bury(connection)
+                self._remove_dead(connection)
 
     def _start(self) -> Connection:
         ours, theirs = multiprocessing.Pipe()
@@ -102,7 +102,7 @@ class Workers:
         self._processes[ours] = process
         return ours
 
-    def _bury(self, connection: Connection) -> str:
+    def _remove_dead(self, connection: Connection) -> str:
         """Remove a dead process and return why it died."""
         process = self._processes.pop(connection)
         process.join()

@@ -84,7 +84,7 @@ def select_pairs(
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
         order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
         found, selection.skipped, links = _compare(order, tracks)
-        splits = _tie(links, known, found, selection)
+        splits = _fix_splits(links, known, found, selection)
 
     ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
     if len(ready) == 1:
@@ -106,7 +106,7 @@ def _compare(
 
     Returns the pairs by source, the reasons of sources without pairs, and which two tracks share audio.
     """
-    repeats, sharing = compare_tracks([_prints(tracks[source]) for source in order])
+    repeats, sharing = compare_tracks([_read_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
     links = [(order[first], order[second]) for first, second in sharing]
     found, reasons, owners = {}, {}, {}
@@ -123,7 +123,7 @@ def _compare(
     return found, reasons, links
 
 
-def _tie(
+def _fix_splits(
     links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
     """Fix the splits of tracks that have an earlier split or share audio with another.
@@ -147,7 +147,7 @@ def _tie(
     return splits
 
 
-def _prints(track: Track) -> np.ndarray:
+def _read_prints(track: Track) -> np.ndarray:
     path = Path(track.staged, PRINTS_NAME)
     return np.frombuffer(path.read_bytes() if track.staged and path.exists() else b"", np.uint32)
 

@@ -184,7 +184,7 @@ class Soak:
     def __init__(self, base: Path, seed: int):
         self.base, self.rng = base, random.Random(seed)
         self.folder = base / "chain"  # always the same, because the written files contain paths
-        self.undisturbed: dict[str, tuple[dict[str, object], float]] = {}
+        self.uninterrupted: dict[str, tuple[dict[str, object], float]] = {}
         self.counts: Counter[str] = Counter()
 
     def start(self, stage: Stage) -> Running:
@@ -194,15 +194,15 @@ class Soak:
         started = time.monotonic()
         self.folder.mkdir()
         self.start(stage).finish()
-        self.undisturbed[stage.name] = outcome(self.folder), time.monotonic() - started
+        self.uninterrupted[stage.name] = outcome(self.folder), time.monotonic() - started
         shutil.rmtree(self.folder)
-        print(f"{stage.name}: {self.undisturbed[stage.name][1]:.1f} s undisturbed", flush=True)
+        print(f"{stage.name}: {self.uninterrupted[stage.name][1]:.1f} s uninterrupted", flush=True)
 
     def chain(self, stage: Stage, most: int) -> int:
         """Kill a stage up to `most` times, let it finish, and compare. Returns the number of kills."""
-        if stage.name not in self.undisturbed:
+        if stage.name not in self.uninterrupted:
             self.leave_alone(stage)
-        expected, duration_s = self.undisturbed[stage.name]
+        expected, duration_s = self.uninterrupted[stage.name]
         self.folder.mkdir()
         kills: list[str] = []
         try:
@@ -215,7 +215,7 @@ class Soak:
                 self.counts["in a write"] += cut
             self.start(stage).finish()
             if found := difference(expected, outcome(self.folder)):
-                raise SoakError(f"not as undisturbed: {found}")
+                raise SoakError(f"not as uninterrupted: {found}")
         except SoakError as failure:
             self.counts["failures"] += 1
             print(f"FAILED {stage.name}, killed {kills}: {failure}", flush=True)

@@ -91,8 +91,8 @@ def test_a_run_killed_while_it_replaces_a_dataset_keeps_the_splits(tmp_path, cre
     create(tmp_path / "m", tmp_path / "d")
     before = splits(tmp_path / "d")
     write_tracks(tmp_path / "m", range(5, 6))
-    shutil.copytree(tmp_path / "d", tmp_path / "undisturbed")
-    create(tmp_path / "m", tmp_path / "undisturbed")
+    shutil.copytree(tmp_path / "d", tmp_path / "uninterrupted")
+    create(tmp_path / "m", tmp_path / "uninterrupted")
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_a_run_killed_while_it_replaces_a_dataset_keeps_the_splits(tmp_path, cre
         create(tmp_path / "m", tmp_path / "d", status=130)
     assert not (tmp_path / "d/metadata.txt").exists()
     create(tmp_path / "m", tmp_path / "d")
-    assert contents(tmp_path / "d") == contents(tmp_path / "undisturbed")
+    assert contents(tmp_path / "d") == contents(tmp_path / "uninterrupted")
     assert before.items() <= splits(tmp_path / "d").items()
 
 

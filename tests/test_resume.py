@@ -18,8 +18,8 @@ SIX = ("--epochs", 6, "--batch_size", 4)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(small_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert main_of(*command(small_dataset, folder, *SIX)) == 0
     return folder
 
@@ -31,15 +31,15 @@ def check_same_outcome(folder, other) -> None:
     assert metrics(folder) == metrics(other)
 
 
-def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, undisturbed):
+def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, uninterrupted):
     run(*command(small_dataset, tmp_path, "--epochs", 4, "--batch_size", 4))
     assert "after epoch 4" in run(*command(small_dataset, tmp_path, *SIX)).stdout
-    check_same_outcome(tmp_path, undisturbed)
+    check_same_outcome(tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("at", ["train_epoch", "validate", "append_metrics", "save_checkpoint"])
 def test_a_run_interrupted_anywhere_in_an_epoch_gives_the_same_result(
-    small_dataset, tmp_path, run, undisturbed, at, monkeypatch, rng
+    small_dataset, tmp_path, run, uninterrupted, at, monkeypatch, rng
 ):
     """Ctrl-C hits each part of a random epoch. One line names the epoch from which the same command resumes."""
     module = train_simple_worker if at in ("train_epoch", "validate") else training.run
@@ -60,11 +60,11 @@ def test_a_run_interrupted_anywhere_in_an_epoch_gives_the_same_result(
     assert line.startswith("train_simple_ddp.py: interrupted; the same command resumes after epoch ")
     monkeypatch.setattr(module, at, real)
     run(*command(small_dataset, tmp_path, *SIX))
-    check_same_outcome(tmp_path, undisturbed)
+    check_same_outcome(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
-def test_signals_at_random_moments_do_not_change_the_result(small_dataset, tmp_path, undisturbed, rng):
+def test_signals_at_random_moments_do_not_change_the_result(small_dataset, tmp_path, uninterrupted, rng):
     words = [sys.executable, ROOT / SCRIPT, *command(small_dataset, tmp_path, *SIX)[1:]]
     for how in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -78,7 +78,7 @@ def test_signals_at_random_moments_do_not_change_the_result(small_dataset, tmp_p
         if how == signal.SIGINT and process.returncode:
             assert "interrupted; the same command resumes after epoch" in said
     run_script(*command(small_dataset, tmp_path, *SIX))
-    check_same_outcome(tmp_path, undisturbed)
+    check_same_outcome(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
@@ -103,16 +103,16 @@ def test_ctrl_c_ends_several_processes_in_one_line(small_dataset, tmp_path):
             time.sleep(0.1)
 
 
-def test_a_finished_run_says_so(small_dataset, tmp_path, run, undisturbed):
+def test_a_finished_run_says_so(small_dataset, tmp_path, run, uninterrupted):
     """Even if metrics.jsonl ends in half a line, as after a power failure."""
-    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.copytree(uninterrupted, tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 7, "train_')
-    before = load(undisturbed / "last.pt")
+    before = load(uninterrupted / "last.pt")
     for args in (SIX, ("--epochs", 2, "--batch_size", 4)):
         assert "finished already: all epochs done" in run(*command(small_dataset, tmp_path / "run", *args)).stdout
         assert not difference(load(tmp_path / "run" / "last.pt"), before)
-    assert metrics(tmp_path / "run") == metrics(undisturbed)
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
 
 
 # ------------------------------------------------------------------ resume and change
@@ -170,14 +170,14 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
     assert load(tmp_path / "run" / "best_model.pt")["epoch"] == after["best_epoch"]
 
 
-def test_another_model_is_refused(small_dataset, tmp_path, undisturbed, fails):
-    same = command(small_dataset, undisturbed, *SIX)
+def test_another_model_is_refused(small_dataset, tmp_path, uninterrupted, fails):
+    same = command(small_dataset, uninterrupted, *SIX)
     fails(*same, "--num_layers", 2, says="holds another model (num_layers 1, not 2); choose another --checkpoint_dir")
     fails(*same, "--num_heads", 4, says="holds another model (num_heads 8, not 4)")
 
 
-def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, run, fails, undisturbed):
-    best = undisturbed / "best_model.pt"
+def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, run, fails, uninterrupted):
+    best = uninterrupted / "best_model.pt"
     args = ("--init_from", best, "--max_grad_norm", 1e-30, "--weight_decay", 0)
     log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 1)).stdout
     assert f"weights    from {best}, epoch {load(best)['epoch']}" in log

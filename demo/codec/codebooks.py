@@ -15,7 +15,7 @@ MEMORY_FRAMES = 8  # how long an embedding affects the decoder's output
 
 
 @torch.no_grad()
-def measure_by_ear(model: EncodecModel, tracks: torch.Tensor, seed: int) -> None:
+def scale_by_audibility(model: EncodecModel, tracks: torch.Tensor, seed: int) -> None:
     """Rotate and scale the embeddings so that equal distances mean equal errors in the decoded waveform.
 
     k-means and the search for the nearest codebook entry only see distances between embeddings. Adding a small d to an

@@ -30,7 +30,7 @@ from common.arguments import device_setting, file_path, number, parse_settings, 
 from common.devices import pick_device
 from common.errors import UserError, run_script
 from common.files import atomic_write
-from demo.codec.codebooks import are_fitted, fit_codebooks, measure_by_ear, quantize
+from demo.codec.codebooks import are_fitted, fit_codebooks, quantize, scale_by_audibility
 from demo.codec.resampler_start import start_as_resampler
 from demo.codec.varied_music import track
 
@@ -100,7 +100,7 @@ def train(
     started, losses = time.monotonic(), []
     for step in range(first, settings.steps):
         if step == settings.joint_steps:
-            measure_by_ear(model, tracks[:METRIC_TRACKS], settings.seed)
+            scale_by_audibility(model, tracks[:METRIC_TRACKS], settings.seed)
             # Add mixes of two tracks, because real music is denser than a few synthesized instruments.
             music = torch.cat([tracks, (tracks + tracks.roll(1, dims=0)) / 2])
             left = fit_codebooks(model, music, settings.seed, settings.codebook_frames)

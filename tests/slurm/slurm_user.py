@@ -173,7 +173,7 @@ def a_dataset(user: User) -> Path:
     return user.folder / "dataset_pairs_wav"
 
 
-class Undisturbed:
+class Uninterrupted:
     """The uninterrupted training that all others are compared with."""
 
     def __init__(self, user: User):
@@ -185,23 +185,23 @@ class Undisturbed:
         self.last = user.last("checkpoints_simple")
 
 
-@pytest.fixture(scope="module", name="undisturbed")
-def an_undisturbed_training(user: User, dataset: Path) -> Undisturbed:
-    return Undisturbed(user)
+@pytest.fixture(scope="module", name="uninterrupted")
+def an_uninterrupted_training(user: User, dataset: Path) -> Uninterrupted:
+    return Uninterrupted(user)
 
 
-def assert_same_end(user: User, folder: str, undisturbed: Undisturbed) -> None:
+def assert_same_end(user: User, folder: str, uninterrupted: Uninterrupted) -> None:
     """Check that weights, optimizer, scheduler, best epoch and metrics equal the uninterrupted training's."""
     last = user.last(folder)
-    assert set(last["model"]) == set(undisturbed.last["model"])
-    for name, tensor in undisturbed.last["model"].items():
+    assert set(last["model"]) == set(uninterrupted.last["model"])
+    for name, tensor in uninterrupted.last["model"].items():
         assert torch.equal(tensor, last["model"][name]), name
-    for key, state in undisturbed.last["optimizer"]["state"].items():
+    for key, state in uninterrupted.last["optimizer"]["state"].items():
         for name, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(last["optimizer"]["state"][key][name]))
-    assert last["scheduler"] == undisturbed.last["scheduler"]
+    assert last["scheduler"] == uninterrupted.last["scheduler"]
     for name in ("best_mse", "best_epoch", "epoch"):
-        assert last[name] == undisturbed.last[name]
+        assert last[name] == uninterrupted.last[name]
     metrics = [
         [{k: v for k, v in json.loads(line).items() if k != "pairs_per_second"} for line in path.open()]
         for path in (user.folder / folder / "metrics.jsonl", user.folder / "checkpoints_simple" / "metrics.jsonl")

@@ -21,7 +21,7 @@ from slurm_user import (  # noqa: F401 (fixtures, used by their names)
     EPOCHS,
     TINY,
     UNTRAINED,
-    Undisturbed,
+    Uninterrupted,
     User,
     a_cluster,
     a_dataset,
@@ -38,12 +38,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
 # ------------------------------------------------------------------ a job that nothing disturbs
 
 
-def test_from_sbatch_to_best_model(user: User, undisturbed: Undisturbed) -> None:
+def test_from_sbatch_to_best_model(user: User, uninterrupted: Uninterrupted) -> None:
     log = user.log()
     commit = user.shell("git describe --always")
     assert f"commit {commit}" in log.splitlines()[0]
-    assert log.startswith(f"== job {undisturbed.job}, start 1, on node")
-    assert f"== job {undisturbed.job}, start 1" in user.log("train_simple.err")
+    assert log.startswith(f"== job {uninterrupted.job}, start 1, on node")
+    assert f"== job {uninterrupted.job}, start 1" in user.log("train_simple.err")
     assert "batch 1 x 4 = 4" in log and "4 x cpu" in log
     assert [f"epoch {epoch:3d}/" in log for epoch in range(1, EPOCHS + 1)] == [True] * EPOCHS
     assert (user.folder / "checkpoints_simple" / "best_model.pt").exists()
@@ -52,19 +52,19 @@ def test_from_sbatch_to_best_model(user: User, undisturbed: Undisturbed) -> None
     assert not list((user.folder / "logs").glob(".started_*"))
 
 
-def test_finished_training_submitted_again_says_so(user: User, undisturbed: Undisturbed) -> None:
+def test_finished_training_submitted_again_says_so(user: User, uninterrupted: Uninterrupted) -> None:
     command = "sbatch --dependency=afterany:JOBID run_train_simple.sh"
-    job = user.submit(command, *TINY, replace={"JOBID": undisturbed.job})
+    job = user.submit(command, *TINY, replace={"JOBID": uninterrupted.job})
     assert user.cluster.wait(job)["ExitCode"] == "0:0"
     assert "finished already" in user.job_log(job)
-    assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], undisturbed.last["model"]["mean"])
+    assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], uninterrupted.last["model"]["mean"])
 
 
 # ------------------------------------------------------------------ jobs that are interrupted
 
 
 def test_a_killed_canceled_or_requeued_training_gives_the_same_result(
-    user: User, dataset: Path, undisturbed: Undisturbed
+    user: User, dataset: Path, uninterrupted: Uninterrupted
 ) -> None:
     """One training is interrupted in each way, one after the other."""
     folder = "checkpoints_cut"
@@ -107,10 +107,10 @@ def test_a_killed_canceled_or_requeued_training_gives_the_same_result(
     ended = user.cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1")
     assert f"== job {job}, start 2, on" in user.log() and "resuming" in user.log()
-    assert_same_end(user, folder, undisturbed)
+    assert_same_end(user, folder, uninterrupted)
 
 
-def test_a_job_that_achieves_nothing_does_not_requeue(user: User, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_job_that_achieves_nothing_does_not_requeue(user: User, uninterrupted: Uninterrupted, tmp_path: Path) -> None:
     """The workers hang in the first epoch, so the job fails at the warning before its time limit."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
@@ -133,7 +133,7 @@ def await_next_epoch(user: User, folder: str, job: str) -> None:
     user.await_line(f"epoch {user.last(folder)['epoch'] + 1:3d}/", job)
 
 
-def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbed: Undisturbed) -> None:
+def test_two_nodes_end_together_and_resume(user: User, dataset: Path, uninterrupted: Uninterrupted) -> None:
     """2 nodes x 2 GPUs give the same numbers as 1 x 4, because both have 4 ranks. Both nodes fill the cache."""
     folder, cache = "checkpoints_two_nodes", user.folder / "cache_two"
 
@@ -167,7 +167,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, undisturbe
     assert log.count("encoding ") == 1, "the cache is filled once"
     written = [path.name for path in cache.rglob("*.npy")]
     assert len(written) == len(set(written)) > 20 and not list(cache.rglob("*.part"))
-    assert_same_end(user, folder, undisturbed)
+    assert_same_end(user, folder, uninterrupted)
 
 
 def test_one_workers_error_ends_all_and_its_traceback_comes_last(user: User, dataset: Path, tmp_path: Path) -> None:
