@@ -49,6 +49,13 @@ class FfmpegReader(AudioReader):
 
     _promised_s = 0.0  # the length that the header states
     _decoded_s = 0.0
+    _end_s: float | None = None  # end of the last frame by its timestamp
+    _origin_s = 0.0  # timestamp of the first sample
+    _others_end_s = 0.0  # end of a film's pictures
+    _incomplete_at_s = -1.0  # where the last incomplete packet was
+    _packet_end: int | None = None  # end of the last packet, in bytes
+    _in_tag = False  # whether the last packet was a part of a tag
+    _pending_error: av.FFmpegError | None = None  # damage if more audio follows
     _ends_early = False
 
     def __init__(self, path: str | os.PathLike, file: BinaryIO, start: int = 0):
@@ -111,73 +118,92 @@ class FfmpegReader(AudioReader):
 
     def _decode(self) -> Iterator[av.AudioFrame]:
         """Decode up to the first error, and describe it in `problem`."""
-        end = packet_end = None  # end of the last frame by its timestamp, s; end of the last packet in the file, bytes
-        origin = 0.0  # timestamp of the first sample, s
-        others_end, incomplete_at = 0.0, -1.0  # end of a film's pictures, s; position of the last incomplete packet, s
-        in_tag, pending = False, None
         try:
-            for packet in self._container.demux():
-                if packet.is_corrupt:
-                    incomplete_at = self._decoded_s
-                if packet.stream.index != self._stream.index:
-                    if packet.pts is not None and not self._stream.duration:
-                        others_end = max(others_end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                    continue
-                if packet_end is None and self._container.format.name == "mp3":
-                    self._promised_s = self._stated_in_mp3(packet)
-                packet_end = self._start + packet.pos + packet.size if packet.pos else packet_end
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError as error:
-                    # Some errors are not damage: half a frame at the start of a capture, tags, and data between two
-                    # joined files; also zeros, or anything after the stated end, if no audio follows.
-                    content = bytes(packet)
-                    in_tag = in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
-                    at_border = not self._decoded_s or abs(self._promised_s - self._decoded_s) <= LENGTH_SLACK_S
-                    if not in_tag and not at_border:
-                        if content.strip(b"\0") and not self._is_whole():
-                            raise
-                        pending = error
-                    end = None  # the timestamps also count what was not decoded
-                    continue
-                if frames and pending:
-                    raise pending
-                in_tag = False
-                for frame in frames:
-                    start = frame.time
-                    # Timestamps may go back a little and catch up, so also compare with the duration decoded so far.
-                    if None not in (start, end) and start - max(end, origin + self._decoded_s) > STAMP_SLACK_S:
-                        self._ends_early = True
-                        self.problem = f"{start - end:.2f} s are missing at {self._at()}; nothing after that is used"
+            for packet in self._own_packets():
+                for frame in self._decode_packet(packet):
+                    if not self._follows(frame):
                         return
-                    if None not in (start, end) and end - start > RESTART_S:
-                        self.problem = f"a second stream begins at {self._at()} and is used too"
-                        end = None
-                    start = end if start is None else start
-                    if start is not None:
-                        origin = start - self._decoded_s if end is None else origin
-                        end = start + frame.samples / frame.sample_rate
-                    self._decoded_s += frame.samples / frame.sample_rate
                     yield frame
         except av.FFmpegError as error:
             if isinstance(error, av.error.PatchWelcomeError) or error.errno == errno.EINVAL:
                 self.problem = f"changes to another format at {self._at()}; nothing after that is used"
-            elif error is pending or not self._is_whole():
+            elif error is self._pending_error or not self._is_whole():
                 self._ends_early = True
                 reason = error.strerror if error.errno == errno.EIO else "damaged"
                 self.problem = f"{reason} at {self._at()}; nothing after that is used"
             return
+        self.problem = self._problem_at_end()
+
+    def _own_packets(self) -> Iterator[av.Packet]:
+        """The packets of the audio stream. Those of other streams only tell how long the file should be."""
+        for packet in self._container.demux():
+            if packet.is_corrupt:
+                self._incomplete_at_s = self._decoded_s
+            if packet.stream.index == self._stream.index:
+                if self._packet_end is None and self._container.format.name == "mp3":
+                    self._promised_s = self._stated_in_mp3(packet)
+                if packet.pos:
+                    self._packet_end = self._start + packet.pos + packet.size
+                yield packet
+            elif packet.pts is not None and not self._stream.duration:
+                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                self._others_end_s = max(self._others_end_s, end_s)
+
+    def _decode_packet(self, packet: av.Packet) -> list[av.AudioFrame]:
+        """Decode a packet. Raises FFmpegError at damage.
+
+        Some errors are not damage: half a frame at the start of a capture, tags, and data between two joined files.
+        Zeros, or anything after the stated end, are damage only if more audio follows.
+        """
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            content = bytes(packet)
+            self._in_tag = self._in_tag or content.startswith(TAGS) or content[-128:].startswith(b"TAG")
+            at_border = not self._decoded_s or abs(self._promised_s - self._decoded_s) <= LENGTH_SLACK_S
+            if not self._in_tag and not at_border:
+                if content.strip(b"\0") and not self._is_whole():
+                    raise
+                self._pending_error = error
+            self._end_s = None  # the timestamps also count what was not decoded
+            return []
+        if frames and self._pending_error:
+            raise self._pending_error
+        self._in_tag = False
+        return frames
+
+    def _follows(self, frame: av.AudioFrame) -> bool:
+        """Compare a frame's timestamp with the end of the previous frame. False if something is missing between."""
+        start_s, duration_s = frame.time, frame.samples / frame.sample_rate
+        if start_s is not None and self._end_s is not None:
+            # Timestamps may go back a little and catch up, so also compare with the duration decoded so far.
+            if start_s - max(self._end_s, self._origin_s + self._decoded_s) > STAMP_SLACK_S:
+                self._ends_early = True
+                self.problem = f"{start_s - self._end_s:.2f} s are missing at {self._at()}; nothing after that is used"
+                return False
+            if self._end_s - start_s > RESTART_S:
+                self.problem = f"a second stream begins at {self._at()} and is used too"
+                self._end_s = None
+        start_s = self._end_s if start_s is None else start_s
+        if start_s is not None:
+            if self._end_s is None:
+                self._origin_s = start_s - self._decoded_s
+            self._end_s = start_s + duration_s
+        self._decoded_s += duration_s
+        return True
+
+    def _problem_at_end(self) -> str:
+        """What is wrong with a file that was decoded to its end; "" if nothing."""
         # Timestamps may start later than 0, and the stated length may count from there or from 0.
-        if self._promised_s - max(self._decoded_s, end or 0, others_end) > LENGTH_SLACK_S:
-            self.problem = f"cut off at {self._at()} of {self._promised_s:.2f} s"
-        elif self.problem:
-            return
-        elif (not self._promised_s and self._decoded_s - incomplete_at < LENGTH_SLACK_S) or self._lacks_bytes():
-            self.problem = f"cut off at {self._at()}"
-        elif self._container.format.name == "ogg":
-            self.problem = self._ogg_problem(end or 0)
-        elif packet_end is not None:
-            self.problem = second_file(self._file, packet_end)
+        if self._promised_s - max(self._decoded_s, self._end_s or 0, self._others_end_s) > LENGTH_SLACK_S:
+            return f"cut off at {self._at()} of {self._promised_s:.2f} s"
+        if self.problem:
+            return self.problem
+        if (not self._promised_s and self._decoded_s - self._incomplete_at_s < LENGTH_SLACK_S) or self._lacks_bytes():
+            return f"cut off at {self._at()}"
+        if self._container.format.name == "ogg":
+            return self._ogg_problem(self._end_s or 0)
+        return "" if self._packet_end is None else second_file(self._file, self._packet_end)
 
     def _stated_in_mp3(self, packet: av.Packet) -> float:
         """The length in seconds stated by the header frame before an MP3's first packet; 0 if there is none."""

@@ -57,28 +57,21 @@ def select_pairs(
     """
     read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
-    # How many pairs each track has according to its header.
-    promised = {source: max(1, int(headers[source][0] / cut.segment_duration) - 1) for source in sources}
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
+    # How many pairs each track has according to its header.
+    promised = {source: max(1, int(seconds / cut.segment_duration) - 1) for source, seconds in lengths_s.items()}
     selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
     tracks = selection.tracks
     splits = known = earlier.known(sources, tracks)
     while True:
-        capacities = [_capacity(promised[source], tracks.get(source), found.get(source, [])) for source in sources]
-        songs = [selection.songs.get(source, source) for source in sources]
-        val = choose_validation_songs(capacities, max_pairs, val_pairs, [*map(splits.get, sources)], songs)
-        counts = dict(zip(sources, plan(capacities, max_pairs, val_pairs, val), strict=True))
-        if sum(map(bool, capacities)) == 1:
-            counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
-        missing = {
-            source: _to_stage(tracks.get(source), found.get(source, []), count) for source, count in counts.items()
-        }
-        work = [(source, pairs) for source, pairs in missing.items() if pairs]
+        capacities = {s: _capacity(promised[s], tracks.get(s), found.get(s, [])) for s in sources}
+        counts, val = _plan(capacities, splits, selection.songs, max_pairs, val_pairs)
+        needed = {source: _to_stage(tracks.get(source), found.get(source, []), counts[source]) for source in sources}
+        work = [(source, pairs) for source, pairs in needed.items() if pairs]
         if not work:
             break
         staged = workers.map(functools.partial(stage_track, cut), work, lost_track)
-        for track in Progress().over(staged, len(work), "tracks cut"):
-            tracks[track.source] = track
+        tracks.update((track.source, track) for track in Progress().over(staged, len(work), "tracks cut"))
         known = earlier.known(sources, tracks)
         # Of two copies, use the known one, else the longer one (a download may be incomplete), else the larger file.
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
@@ -90,13 +83,25 @@ def select_pairs(
     if len(ready) == 1:
         selection.train, selection.val = split_in_time(next(iter(ready.values())), max_pairs, val_pairs)
     else:
-        split = {source: i in val for i, source in enumerate(sources)}
-        selection.train = [pair for source in ready if not split[source] for pair in ready[source]]
-        selection.val = [pair for source in ready if split[source] for pair in ready[source]]
-        selection.not_independent = [source for source in ready if split[source] and splits.get(source) == TRAIN_ONLY]
+        selection.train = [pair for source in ready if source not in val for pair in ready[source]]
+        selection.val = [pair for source in ready if source in val for pair in ready[source]]
+        selection.not_independent = [source for source in ready if source in val and splits.get(source) == TRAIN_ONLY]
     accounted = {*selection.used, *selection.skipped}
     selection.not_needed = {source: known.get(source, "") for source in sources if source not in accounted}
     return selection
+
+
+def _plan(
+    capacities: dict[str, int], splits: dict[str, str], songs: dict[str, str], max_pairs: int, val_pairs: int
+) -> tuple[dict[str, int], set[str]]:
+    """How many pairs to take from each source, and which sources are for validation."""
+    sources, numbers = list(capacities), list(capacities.values())
+    songs_in_order = [songs.get(source, source) for source in sources]
+    val = choose_validation_songs(numbers, max_pairs, val_pairs, [*map(splits.get, sources)], songs_in_order)
+    counts = dict(zip(sources, plan(numbers, max_pairs, val_pairs, val), strict=True))
+    if sum(map(bool, numbers)) == 1:
+        counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
+    return counts, {sources[i] for i in val}
 
 
 def _compare(

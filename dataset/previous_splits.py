@@ -52,15 +52,12 @@ class PreviousSplits:
     def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
         """The earlier splits of these files, found by their audio if they have been read, else by their path."""
         splits = {source: self.of_name[_name(source)] for source in sources if _name(source) in self.of_name}
-        names = {
-            source: {self.name_of[s.digest] for s in track.segments if s.digest in self.name_of}
-            for source, track in tracks.items()
-        }
-        # Names that still have some of their earlier audio.
-        at_home = {_name(source) for source in tracks if _name(source) in names[source]}
-        for source in tracks:
-            if _name(source) not in at_home and (moved := names[source] - at_home):
-                splits[source] = min(self.of_name[name] for name in moved)
+        # The earlier names of the audio in each track. A track that still has some of its own is where it was.
+        earlier = {s: {self.name_of.get(segment.digest) for segment in t.segments} - {None} for s, t in tracks.items()}
+        unmoved = {_name(source) for source, names in earlier.items() if _name(source) in names}
+        for source, names in earlier.items():
+            if _name(source) not in unmoved and (moved := names - unmoved):
+                splits[source] = min(self.of_name[name] for name in moved)  # "train" comes before "val"
         return splits
 
 

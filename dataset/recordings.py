@@ -94,35 +94,47 @@ def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple
 
 
 def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
-    """(track, later track, lag in prints) with at least MIN_HITS common prints, most hits first."""
-    values, places, owners = [], [], []
+    """(track, later track, lag in prints) with at least MIN_HITS common prints, most hits first.
+
+    Each print that two tracks have in common is a vote for these tracks and the lag between its places in them.
+    """
+    value, place, owner = _occurrences(tracks)
+    keys, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for block in range(-(-len(tracks) // BLOCK)):
+        votes = [np.zeros(0, np.int64)]
+        for distance in range(1, MAX_COMMON):  # between two occurrences of the same print
+            earlier, later = slice(None, -distance), slice(distance, None)
+            common = (value[earlier] == value[later]) & (owner[earlier] // BLOCK == block)
+            lag = place[earlier][common] - place[later][common]
+            vote = owner[earlier][common] << 42 | owner[later][common] << 22 | lag + LAG_ZERO
+            votes += [vote, vote + 1]  # a cut between two frames gives hits at two lags
+        key, hits = np.unique(np.concatenate(votes), return_counts=True)
+        keys.append(key[hits >= MIN_HITS])
+        counts.append(hits[hits >= MIN_HITS])
+    best_first = np.argsort(-np.concatenate(counts), kind="stable")
+    unpacked = (
+        (int(k >> 42), int(k >> 22 & (1 << 20) - 1), int(k & (1 << 22) - 1)) for k in np.concatenate(keys)[best_first]
+    )
+    return [(first, second, lag - LAG_ZERO) for first, second, lag in unpacked]
+
+
+def _occurrences(tracks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The prints that occur in 2 to MAX_COMMON tracks: value, first place in a track, and the track's number.
+
+    They are sorted by value and track, so that occurrences of the same print are neighbors.
+    """
+    values, places, owners = ([np.zeros(0, np.int64)] for _ in range(3))
     for owner, prints in enumerate(tracks):
         sounding = np.flatnonzero(prints)
         distinct, first = np.unique(prints[sounding] >> IGNORED_BITS, return_index=True)
         values.append(distinct)
         places.append(sounding[first])
         owners.append(np.full(len(distinct), owner))
-    if not values:
-        return []
-    value, place, owner = np.concatenate(values), np.concatenate(places), np.concatenate(owners)
+    value, place, owner = map(np.concatenate, (values, places, owners))
     _, group, size = np.unique(value, return_inverse=True, return_counts=True)
-    keep = (size[group] > 1) & (size[group] <= MAX_COMMON)
-    order = np.lexsort((owner[keep], value[keep]))
-    value, place, owner = value[keep][order], place[keep][order], owner[keep][order]
-    found, counts = [], []
-    for block in range(0, len(tracks), BLOCK):
-        keys = [np.zeros(0, np.int64)]
-        for distance in range(1, MAX_COMMON):
-            equal = (value[distance:] == value[:-distance]) & (owner[:-distance] // BLOCK == block // BLOCK)
-            lag = place[:-distance][equal] - place[distance:][equal]
-            key = owner[:-distance][equal] << 42 | owner[distance:][equal] << 22 | lag + LAG_ZERO
-            keys += [key, key + 1]  # a cut between two frames gives hits at two lags
-        key, hits = np.unique(np.concatenate(keys), return_counts=True)
-        found.append(key[hits >= MIN_HITS])
-        counts.append(hits[hits >= MIN_HITS])
-    key = np.concatenate(found)[np.argsort(-np.concatenate(counts), kind="stable")]
-    mask = (1 << 20) - 1
-    return [(int(k >> 42), int(k >> 22 & mask), int(k & (1 << 22) - 1) - LAG_ZERO) for k in key]
+    kept = np.flatnonzero((size[group] > 1) & (size[group] <= MAX_COMMON))
+    order = kept[np.lexsort((owner[kept], value[kept]))]
+    return value[order], place[order], owner[order]
 
 
 def _common(first: np.ndarray, second: np.ndarray, lag: int) -> tuple[bool, bool]:
