@@ -116,7 +116,7 @@ def test_out_of_memory_gives_one_line_that_names_the_batch_size(small_dataset, t
         said = run(*command(small_dataset, tmp_path, "--epochs", 1, "--num_layers", 40), status=1).stderr
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    one_line(said, "--batch_size 16: cuda:0 is out of memory; use a smaller one")
+    one_line(said, "--batch_size 16: cuda:0 is out of memory; use a smaller batch")
 
 
 def compare_ddp(meeting: str) -> None:
