@@ -99,7 +99,7 @@ def main() -> int:
 def evaluate_codec(settings: Settings) -> None:
     """Measure the horizon alone: print it as a table, and write horizon.json and horizon.png."""
     codec = load_frozen_encodec(settings.encodec_weights or PRETRAINED, pick_device(settings.device))
-    splits = open_splits(settings.dataset_dir, codec, settings.cache_dir)
+    splits = open_splits_with_tracks(settings.dataset_dir, codec, settings.cache_dir)
     output_dir, progress = Path(settings.output_dir), Progress()
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "an evaluation"):
@@ -120,7 +120,7 @@ def evaluate_checkpoint(settings: Settings) -> None:
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     if codec.banner:
         print(codec.banner, file=sys.stderr)
-    train, val = open_splits(settings.dataset_dir, codec, settings.cache_dir)
+    train, val = open_splits_with_tracks(settings.dataset_dir, codec, settings.cache_dir)
     if val.pairs.num_samples != checkpoint["num_samples"]:
         raise UserError(
             f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, but those in "
@@ -210,7 +210,7 @@ def draw_figures(folder: Path, results: dict, metrics: Path | None) -> list[str]
     return list(drawings)
 
 
-def open_splits(
+def open_splits_with_tracks(
     dataset_dir: str, codec: Codec, cache_dir: str | None = None, use_cache: bool = True
 ) -> tuple[Split, Split]:
     """The training and the validation split, with the track of each pair."""
@@ -221,7 +221,7 @@ def open_splits(
 
 def log_mel_splits(dataset_dir: str, codec: Codec) -> tuple[Split, Split]:
     """The same splits as log-mel spectrograms, which are computed when they are read."""
-    return open_splits(dataset_dir, LogMel(codec), use_cache=False)
+    return open_splits_with_tracks(dataset_dir, LogMel(codec), use_cache=False)
 
 
 def rows_of(dataset: WavPairsDataset) -> list[PairRow]:

@@ -48,7 +48,7 @@ class SimpleTransformer(nn.Module):
         self.norm_in = nn.LayerNorm(encoding_dim)
         self.dropout = Dropout(dropout)
         sizes = (encoding_dim, num_heads, dropout, attention_dropout)
-        self.layers = nn.Sequential(*(transformer_layer(*sizes) for _ in range(num_layers)))
+        self.layers = nn.ModuleList(transformer_layer(*sizes) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(encoding_dim)
         self.head = nn.Sequential(
             nn.Linear(encoding_dim, 2 * encoding_dim), nn.GELU(), nn.Linear(2 * encoding_dim, encoding_dim)
@@ -79,8 +79,9 @@ class SimpleTransformer(nn.Module):
         if embeddings.dim() != 3 or embeddings.shape[1] != len(self.mean) or embeddings.shape[2] == 0:
             raise ValueError(f"expected embeddings [B, {len(self.mean)}, T], got {list(embeddings.shape)}")
         x = ((embeddings - self.mean) / self.std).transpose(1, 2)  # [B, T, 128]
-        x = self.norm_in(x) + positions(x.shape[1], x.shape[2], x.device)
-        x = self.layers(self.dropout(x))
+        x = self.dropout(self.norm_in(x) + positions(x.shape[1], x.shape[2], x.device))
+        for layer in self.layers:
+            x = layer(x)
         y = self.head(self.norm_out(x)).transpose(1, 2)  # [B, 128, T]
         return self.channel_regression(embeddings) + self.std * y.float()
 

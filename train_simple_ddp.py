@@ -6,9 +6,9 @@
     python train_simple_ddp.py --check_only                # check dataset, weights and devices; train nothing
     sbatch run_train_simple.sh                             # on Levante, 4 GPUs
 
-Every default is the original experiment's. If a run is interrupted, the same command resumes it after its last finished
-epoch. Changed settings apply from there on, except that the model and the codec must stay the same. Watch the log, or
-checkpoints_simple/metrics.jsonl.
+The defaults are the original experiment's, except --attention_dropout (README, "Departures", 4). If a run is
+interrupted, the same command resumes it after its last finished epoch. Changed settings apply from there on, except
+that the model and the codec must stay the same. Watch the log, or checkpoints_simple/metrics.jsonl.
 """
 
 from __future__ import annotations

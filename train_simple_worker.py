@@ -147,7 +147,8 @@ def start(run: Run, state: TrainState) -> None:
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
         remedy = "name another with --init_from"
-        check_same_model(initial, config.init_from, state.model.config, run.metadata["codec"], remedy)
+        settings, codec = state.model.config, run.metadata["codec"]
+        check_same_model(initial, config.init_from, SimpleTransformer, settings, codec, remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
     else:
@@ -167,7 +168,7 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
     If the data changed, the model keeps its statistics, because they belong to its weights. If the data or the loss
     changed, the baselines and the best value are measured again.
     """
-    state.restore(saved, run.config)
+    state.restore(saved, run.config, run.folder / LAST)
     log(f"resuming   {run.folder / LAST}: after epoch {state.epoch}")
     is_remeasured = not run.changed.keys().isdisjoint(("pairs", "loss"))
     if is_remeasured:
@@ -200,15 +201,15 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 def train(run: Run, state: TrainState) -> None:
     """Train until all epochs are done or the validation loss has stopped falling."""
     already = bool(state.stop_reason(run.config))
-    saved = state.epoch
+    last_saved = state.epoch
     try:
         while not state.stop_reason(run.config):
             run_epoch(run, state)
-            saved = state.epoch
+            last_saved = state.epoch
         if rank() == 0:
             draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command resumes after epoch {saved}") from None
+        raise KeyboardInterrupt(f"the same command resumes after epoch {last_saved}") from None
     if already:
         log(describe_changed_code(run.changed))
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"

@@ -36,8 +36,8 @@ OGG_PAGE = re.compile(rb"OggS\0(.)(.{8})", re.DOTALL)  # the flags and the end t
 MUSEPACK_INDEX = re.compile(rb"(MPCK.{,99})SO(.{2,9}AP)", re.DOTALL)  # points to the seek table
 LENGTH_SLACK_S = 0.25
 HELD_BACK_S = 5
-# A timestamp may differ this much from the end of the previous frame. Opus skips 6.5 ms at a start. Vorbis, and files
-# converted from it, alternate by a quarter of the window, 10 ms. The header frame of a joined MP3 takes 26 ms.
+# A timestamp may differ this much from the end of the previous frame. Opus skips 6.5 ms at a start. The timestamps of
+# Vorbis, and of files converted from it, are up to 10 ms off. The header frame of a joined MP3 takes 26 ms.
 STAMP_SLACK_S = 0.04
 RESTART_S = 1  # a timestamp that goes back by less does not start a new stream
 
@@ -51,7 +51,7 @@ class FfmpegReader(AudioReader):
     _decoded_s = 0.0
     _end_s: float | None = None  # end of the last frame by its timestamp
     _origin_s = 0.0  # timestamp of the first sample
-    _others_end_s = 0.0  # end of a film's pictures
+    _others_end_s = 0.0  # end of the video, in a film
     _incomplete_at_s = -1.0  # where the last incomplete packet was
     _packet_end: int | None = None  # end of the last packet, in bytes
     _in_tag = False  # whether the last packet was a part of a tag
@@ -98,7 +98,7 @@ class FfmpegReader(AudioReader):
             raise AudioError("its audio is protected or in a format that FFmpeg does not know")
         codec = self._stream.codec_context
         codec.options, codec.thread_count = STRICT, 1
-        # PyAV frees a layout that is a list of positions twice, which crashes the process. Positions don't matter here.
+        # If a layout lists positions, PyAV frees it twice and crashes. Positions don't matter here, so drop them.
         if channels := (layout := codec.layout).nb_channels:
             codec.layout = f"{channels} channels"
         del layout  # only now, because it owned the list

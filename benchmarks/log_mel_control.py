@@ -20,7 +20,7 @@ from common.arguments import dataset_setting, file_path, number, parse_settings,
 from common.devices import pick_device
 from common.errors import run_script
 from common.progress import Progress
-from evaluate_continuation import open_splits
+from evaluate_continuation import open_splits_with_tracks
 from evaluation.baselines import fit
 from evaluation.comparison import Comparison, Model
 from evaluation.measures import TrackErrors
@@ -46,6 +46,7 @@ def main() -> int:
     settings = parse_settings(Settings, __doc__)
     device, progress = pick_device("auto"), Progress()
     codec = LogMel(load_frozen_encodec(settings.like_codec, device))
+    train, val = open_splits_with_tracks(settings.dataset_dir, codec)  # an error in them comes before the training
     config = TrainConfig(
         settings.dataset_dir,
         settings.checkpoint_dir,
@@ -57,7 +58,6 @@ def main() -> int:
     train_worker(config, codec=codec)
     checkpoint = load_checkpoint(Path(settings.checkpoint_dir, BEST))
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
-    train, val = open_splits(settings.dataset_dir, codec)
     fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
     predictors = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
     errors, _ = Comparison(predictors, val.pairs, val.tracks, fitted, settings.seed).measure([], progress)

@@ -23,7 +23,7 @@ from audio.frozen_encodec import load_frozen_encodec
 from common.arguments import dataset_setting, parse_settings, weights_setting
 from common.errors import run_script
 from common.progress import Progress
-from evaluate_continuation import log_mel_splits, open_splits
+from evaluate_continuation import log_mel_splits, open_splits_with_tracks
 from evaluation import horizon
 from evaluation.comparison import spread_over_tracks
 from evaluation.horizon import Split, lags_of, measure_curve, past_and_future
@@ -42,7 +42,7 @@ class Settings:
 def main() -> int:
     settings = parse_settings(Settings, __doc__)
     codec = load_frozen_encodec(settings.encodec_weights)
-    for name, open_them in (("embedding", open_splits), ("log-mel", log_mel_splits)):
+    for name, open_them in (("embedding", open_splits_with_tracks), ("log-mel", log_mel_splits)):
         train, val = open_them(settings.dataset_dir, codec)
         lags = lags_of(train.pairs.num_frames)
         print(f"\n| {name}, seconds ahead | " + " | ".join(f"{lag / codec.frame_rate:.3g}" for lag in lags) + " |")

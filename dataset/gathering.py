@@ -99,8 +99,8 @@ def _plan(
     songs_in_order = [songs.get(source, source) for source in sources]
     val = choose_validation_songs(numbers, max_pairs, val_pairs, [*map(splits.get, sources)], songs_in_order)
     counts = dict(zip(sources, plan(numbers, max_pairs, val_pairs, val), strict=True))
-    if sum(map(bool, numbers)) == 1:
-        counts = {source: count and max_pairs + 2 for source, count in counts.items()}  # see split_in_time
+    if sum(map(bool, numbers)) == 1:  # split_in_time loses a pair at its cut
+        counts = {source: count and max_pairs + 2 for source, count in counts.items()}
     return counts, {sources[i] for i in val}
 
 

@@ -30,7 +30,7 @@ MIN_EQUAL = 0.95  # share of equal prints where two tracks overlap; copies had 0
 MIN_OVERLAP = 94  # prints: 12 s
 MIN_SHARED = 352  # prints: 45 s. Loop-based music shares many shorter stretches
 IGNORED_BITS = 8  # of 32 when prints are looked up, which finds more copies
-MIN_HITS = 3  # identical prints at one lag that make a comparison worthwhile
+MIN_HITS = 3  # matching prints at one lag that make a comparison worthwhile
 MAX_ALIGNMENTS = 8  # alignments tried for two tracks, most hits first
 MAX_COMMON = 64  # prints found in more tracks than this mean little: hum, a drum machine
 BLOCK = 500  # tracks looked up at a time, to limit memory
@@ -72,8 +72,8 @@ def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple
 
     Returns the repeats {index: index of the earlier track that is the same recording}, and the (earlier, later) tracks
     that share a part. Two tracks are the same recording if they have an alignment that overlaps by at least 12 s and
-    half of the later track, and nearly all prints in it are nearly equal. They share a part if the same holds for half
-    of the earlier track, or for any 45 s. Only the alignments with the most identical prints are checked.
+    half of the second track, and nearly all prints in it are nearly equal. They share a part if the same holds for half
+    of the first track, or for any 45 s. Only the alignments with the most matching prints are checked.
     """
     repeats: dict[int, int] = {}
     sharing: set[tuple[int, int]] = set()
@@ -82,7 +82,7 @@ def compare_tracks(tracks: list[np.ndarray]) -> tuple[dict[int, int], list[tuple
         tried[first, second] += 1
         if second in repeats or tried[first, second] > MAX_ALIGNMENTS:
             continue
-        for shift in (0, -1):
+        for shift in (0, -1):  # the two lags of _alignments
             is_same, is_shared = _common(tracks[first], tracks[second], lag + shift)
             if is_same:
                 repeats.setdefault(second, first)
@@ -106,6 +106,7 @@ def _alignments(tracks: list[np.ndarray]) -> list[tuple[int, int, int]]:
             earlier, later = slice(None, -distance), slice(distance, None)
             common = (value[earlier] == value[later]) & (owner[earlier] // BLOCK == block)
             lag = place[earlier][common] - place[later][common]
+            # 22 bits for the first track, 20 for the second, 22 for the lag: one number is quick to count.
             vote = owner[earlier][common] << 42 | owner[later][common] << 22 | lag + LAG_ZERO
             votes += [vote, vote + 1]  # a cut between two frames gives hits at two lags
         key, hits = np.unique(np.concatenate(votes), return_counts=True)

@@ -41,22 +41,22 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
     skill, average = errors.skill("model").value, bands[0]
     of_average = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
     found = {"bands": bands, "inputs": inputs, "skill": skill}
-    found |= {"skill_of_average": of_average, "skill_of_course": skill - of_average}
+    found |= {"skill_of_average": of_average, "skill_of_changes": skill - of_average}
     return found | {"sentences": [where_it_lies(found), what_it_uses(found)]}
 
 
 def where_it_lies(diagnosis: dict) -> str:
     """In which modulation bands the skill lies, and what the model misses."""
-    course = [band for band in diagnosis["bands"][1:] if band["share"] > LEAST_SHARE]
-    if not course:
+    changing = [band for band in diagnosis["bands"][1:] if band["share"] > LEAST_SHARE]
+    if not changing:
         return "The clips do not change over time. There is only their average to predict."
-    best = max(course, key=lambda band: band["skill"])
-    missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in course}
-    worst = max(course, key=lambda band: missed[band["label"]])
+    best = max(changing, key=lambda band: band["skill"])
+    missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in changing}
+    worst = max(changing, key=lambda band: missed[band["label"]])
     left = 1 - diagnosis["skill"]
     text = (
         f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} comes from each clip's "
-        f"average and {diagnosis['skill_of_course']:+.2f} from the changes around it."
+        f"average and {diagnosis['skill_of_changes']:+.2f} from the changes around it."
     )
     if best["skill_interval"][0] > LEAST_LEAD:
         text += f" It predicts changes at {best['label']} best (skill {best['skill']:+.2f})."
@@ -72,9 +72,9 @@ def what_it_uses(diagnosis: dict) -> str:
     shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
     if swapped is None:
         conclusion = "there is no other track to test with"
-    elif not swapped.low > LEAST_LEAD:
+    elif swapped.low <= LEAST_LEAD:
         conclusion = "it is not shown to use its input"
-    elif not shuffled.low > LEAST_LEAD:
+    elif shuffled.low <= LEAST_LEAD:
         conclusion = "it is not shown to use the order of its input, only its overall sound"
     else:
         conclusion = "it uses the order of its input"
@@ -118,10 +118,11 @@ def limit(
     if not found and slope is not None and slope > 1.25:
         found.append(f"it is underconfident (calibration slope {slope:.2f}): predictions vary too little")
     if not found:
-        left = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
-        label = max(left, key=left.get)
+        missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
+        label = max(missed, key=missed.get)
         what = "each clip's average" if label == BANDS[0] else f"changes at {label}"
         has_skill = evidence.skill.low > LEAST_LEAD
         why = "it averages what it cannot know, as MSE demands" if has_skill else "it has learned almost nothing"
-        found.append(f"{why}; the largest part of what it misses ({left[label] / sum(left.values()):.0%}) is {what}")
+        share = missed[label] / sum(missed.values())
+        found.append(f"{why}; the largest part of what it misses ({share:.0%}) is {what}")
     return f"What limits it: {'; '.join(found[:2])}."

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dataset.selection import TRACKS_FOR_A_VERDICT
 
 # A lead below a hundredth of the training mean's error is ignored, however certain it is. A mean estimated from other
-# tracks is off by that much, and the untrained model leads its own formula by rounding errors.
+# tracks is off by that much.
 LEAST_LEAD = 0.01
 
 # What the model must beat besides the training mean, with the names used in the sentence.
@@ -24,7 +24,7 @@ BASELINES = {
     "loop": "looping the input at its own period",
     "position_mean": "the training mean by position",
 }
-# A baseline for the transformer only. It uses continuous embeddings and MSE, so it does not test the concept.
+# This tests the transformer and not the concept, because it uses continuous embeddings and MSE too.
 LINEAR, LINEAR_NAME = "clip_ridge", "a linear map of the whole clip"
 COMPARED = (*BASELINES, LINEAR)
 COPIES = ("repeat_input", "input_mean", "channel_regression", "last_moment")
@@ -39,10 +39,10 @@ OPENINGS = {
 }
 
 RULE = (
-    "A track's skill is 1 − its error ÷ its error under the training mean. (That is taken as at least a tenth of the "
-    "usual error. Otherwise the quietest track would decide.) The lead over a baseline is the model's skill minus "
+    "A track's skill is 1 − its error ÷ its error under the training mean. (The latter is taken as at least a tenth of "
+    "the median track's, so that no quiet track decides.) The lead over a baseline is the model's skill minus "
     "the baseline's, averaged over tracks. A lead counts if its whole 95% interval is above 0.01 and the model's error "
-    "over all pairs together is also lower. So loud or long tracks alone are not enough. "
+    "over all pairs together is also lower. So neither quiet tracks nor loud ones are enough. "
     "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
     "input costs it skill, with the whole interval above 0.01. "

@@ -90,7 +90,22 @@ def test_changed_code_is_named(copy):
     assert "changed    " not in copy.train("--epochs", 3)
 
 
+def test_another_scheduler_does_not_resume_a_run(copy):
+    copy.train("--epochs", 1)
+    text = (copy.folder / "train_simple_worker.py").read_text()
+    start = text.index("    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(")
+    old = text[start : text.index("    return TrainState(")]
+    copy.edit(
+        "train_simple_worker.py", old, "    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)\n"
+    )
+    copy.edit("training/state.py", "self.scheduler.step(val_mse)", "self.scheduler.step()")
+    assert "last.pt: saved with another scheduler; choose another" in copy.train("--epochs", 3, status=1)
+    copy.train("--epochs", 3, "--resume", "never")
+    assert [line["lr"] for line in copy.metrics()[1:]] == pytest.approx([1e-4, 0.75e-4, 0.25e-4])
+
+
 def test_a_new_model_setting_needs_only_a_flag_and_its_use(copy):
+    copy.train("--epochs", 1)
     copy.edit(
         "training/config.py",
         "    num_processes: int | None",
@@ -104,13 +119,15 @@ def test_a_new_model_setting_needs_only_a_flag_and_its_use(copy):
     )
     copy.edit(
         model,
-        "        x = self.layers(self.dropout(x))\n",
-        "        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.config['causal'] else None\n"
-        "        x = self.dropout(x)\n"
-        "        for layer in self.layers:\n"
-        "            x = layer(x, src_mask=mask, is_causal=mask is not None)\n",
+        "            x = layer(x)\n",
+        "            causal = self.config['causal']\n"
+        "            mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if causal else None\n"
+        "            x = layer(x, src_mask=mask, is_causal=causal)\n",
     )
-    copy.train("--epochs", 1, "--causal")
+    # A run that was saved before the setting existed had its default.
+    said = copy.train("--epochs", 2, "--causal", status=1)
+    assert "last.pt: holds another model (causal False, not True); choose another --checkpoint_dir" in said
+    copy.train("--epochs", 1, "--causal", "--resume", "never")
     said = copy.train("--epochs", 2, status=1)
     assert "last.pt: holds another model (causal True, not False); choose another --checkpoint_dir" in said
     copy.train("--epochs", 2, "--causal")

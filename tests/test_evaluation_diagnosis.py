@@ -14,9 +14,9 @@ def test_the_sentences_follow_the_planted_cause(rng):
     train, val = copies(rng), copies(rng)
     found = diagnose(examine(channel_regression(train), train, val)[2])
     assert "it uses the order of its input" in found["sentences"][1]
-    assert found["skill"] == pytest.approx(found["skill_of_average"] + found["skill_of_course"])
+    assert found["skill"] == pytest.approx(found["skill_of_average"] + found["skill_of_changes"])
     found = diagnose(examine(lambda x: 0.8 * x.mean(dim=2, keepdim=True).expand_as(x), train, val)[2])
-    assert found["skill_of_course"] == pytest.approx(0, abs=0.005)
+    assert found["skill_of_changes"] == pytest.approx(0, abs=0.005)
     assert found["skill_of_average"] > 0.01
     assert found["inputs"][0]["cost"] == pytest.approx(0, abs=1e-6)  # shuffled in time: the same average
     assert "only its overall sound" in found["sentences"][1]

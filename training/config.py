@@ -1,4 +1,7 @@
-"""The settings of a training run. Each is a flag of train_simple_ddp.py; the defaults are the original experiment's."""
+"""The settings of a training run. Each is a flag of train_simple_ddp.py.
+
+The defaults are the original experiment's, except that of `attention_dropout` (README, "Departures", 4).
+"""
 
 from __future__ import annotations
 

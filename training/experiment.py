@@ -15,7 +15,8 @@ from training.checkpoint import LAST
 from training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
-CODE = ("model_simple_transformer.py", "train_simple_worker.py", "training/config.py")  # define the experiment
+# These files define the experiment.
+CODE = ("model_simple_transformer.py", "train_simple_worker.py", "training/config.py", "training/state.py")
 MSE = "MSE"
 REGULARIZERS = ("dropout", "attention_dropout")  # a resume may change these, because the weights still fit
 
@@ -57,16 +58,22 @@ def check_settings(model_class: type, config: TrainConfig, codec: Codec, saved: 
     settings = model_settings(model_class, config, codec.embedding_dim)
     if saved:
         remedy = "choose another --checkpoint_dir, or --resume never"
-        check_same_model(saved, f"{Path(config.checkpoint_dir, LAST)}", settings, codec.fingerprint, remedy)
+        path = str(Path(config.checkpoint_dir, LAST))
+        check_same_model(saved, path, model_class, settings, codec.fingerprint, remedy)
     return settings
 
 
-def check_same_model(saved: dict, path: str, settings: dict[str, object], codec: str, remedy: str) -> None:
+def check_same_model(
+    saved: dict, path: str, model_class: type, settings: dict[str, object], codec: str, remedy: str
+) -> None:
     """Raise UserError, ending in `remedy`, if the checkpoint at `path` has another model or codec than this run."""
+    # If a setting did not exist yet when the checkpoint was saved, its default applied.
+    defaults = {name: argument.default for name, argument in inspect.signature(model_class).parameters.items()}
+    then = defaults | saved["model_config"]
     differences = [
-        f"{name} {saved['model_config'][name]}, not {value}"
+        f"{name} {then[name]}, not {value}"
         for name, value in settings.items()
-        if name in saved["model_config"] and name not in REGULARIZERS and saved["model_config"][name] != value
+        if name not in REGULARIZERS and then[name] != value
     ]
     if saved["codec"] != codec:
         differences.append(f"codec {saved['codec']}, not {codec}")

@@ -93,7 +93,7 @@ def describe_tracks(train: set[str], val: set[str]) -> str:
     if shared := len(train & val):
         return f"*** {shared} of {len(val)} validation tracks are also trained on: val says nothing about new music"
     if 0 < len(val) < TRACKS_FOR_A_VERDICT:
-        return f"validation {len(val)} tracks: too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
+        return f"validation tracks: {len(val)}, too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
     return ""
 
 

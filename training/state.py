@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from common.errors import UserError
 from training.config import IGNORED_ON_RESUME, TrainConfig
 
 COUNTERS = ("epoch", "best_mse", "best_epoch", "epochs_without_best", "seconds", "baselines", "train_baseline")
@@ -36,11 +38,14 @@ class TrainState:
             "scheduler": self.scheduler.state_dict(),
         } | {name: getattr(self, name) for name in COUNTERS}
 
-    def restore(self, saved: dict, config: TrainConfig) -> None:
-        """Load a checkpoint, then apply the settings of `config` that differ from the saved run's.
+    def restore(self, saved: dict, config: TrainConfig, path: Path) -> None:
+        """Load the checkpoint at `path`, then apply the settings of `config` that differ from the saved run's.
 
         The scheduler's current learning rate stays, unless `config.lr` differs from the saved run's.
+        Raises UserError if the run was saved with another kind of scheduler.
         """
+        if saved["scheduler"].keys() != self.scheduler.state_dict().keys():
+            raise UserError(f"{path}: saved with another scheduler; choose another --checkpoint_dir, or --resume never")
         for group in saved["optimizer"]["param_groups"]:
             group["fused"] = self.optimizer.defaults["fused"]  # depends on the device, not on the checkpoint
         self.model.load_state_dict(saved["model"])
