@@ -27,7 +27,7 @@ from slurm_user import (  # noqa: F401 (fixtures, used by their names)
     a_dataset,
     a_repository,
     a_user,
-    an_undisturbed_training,
+    an_uninterrupted_training,
     assert_same_end,
     run_time,
 )
