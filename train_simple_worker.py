@@ -146,8 +146,7 @@ def start(run: Run, state: TrainState) -> None:
     config = run.config
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
-        remedy = "name another with --init_from"
-        settings, codec = state.model.config, run.metadata["codec"]
+        settings, codec, remedy = state.model.config, run.metadata["codec"], "name another with --init_from"
         check_same_model(initial, config.init_from, SimpleTransformer, settings, codec, remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
