@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,9 +127,12 @@ def test_a_failed_overwrite_keeps_the_dataset(tmp_path, small_music, create):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_in_one_line(tmp_path, small_music, seed):
-    """At any moment after the first worker has started."""
-    command = [sys.executable, ROOT / SCRIPT, *flags(small_music, tmp_path / "d", "--num_workers", 2)]
+def test_ctrl_c_ends_it_in_one_line(tmp_path, seed):
+    """At any moment after the first worker has started. The music is long enough that the run is not yet done."""
+    track = write_track(tmp_path / "m/0.wav", 400, seed=1)
+    for number in range(1, 12):
+        shutil.copy(track, tmp_path / f"m/{number}.wav")
+    command = [sys.executable, ROOT / SCRIPT, *flags(tmp_path / "m", tmp_path / "d", "--num_workers", 2)]
     process = subprocess.Popen(
         [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
