@@ -1,6 +1,7 @@
 """The codec equals EnCodec's own, is frozen, and refuses wrong weights."""
 
 import concurrent.futures
+import copy
 import hashlib
 import http.server
 import threading
@@ -31,19 +32,25 @@ def test_pieces_give_encodecs_own_result(codec, waveforms):
     assert (got - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("samples", [1, 319, 320, 321, 15999, 16961, 40000])
-def test_any_length(codec, waveforms, samples):
-    short = waveforms[:, :, :samples]
-    got, expected = codec.encode(short), codec.model.encoder(short)
-    assert got.shape == (2, 128, -(-samples // 320))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(codec.decode(expected), codec.model.decoder(expected), atol=1e-5, rtol=1e-5)
+def test_any_length_is_as_exact_as_encodecs_own(codec, waveforms, samples):
+    """EnCodec's own code in float64 gives the exact result. How much float32 is off depends on the CPU."""
+    short, exact = waveforms[:, :, :samples], copy.deepcopy(codec.model).double()
+    embeddings = exact.encoder(short.double())
+    waveform = exact.decoder(embeddings.float().double())
+    assert codec.encode(short).shape == embeddings.shape == (2, 128, -(-samples // 320))
+    for ours, theirs, expected in (
+        (codec.encode(short), codec.model.encoder(short), embeddings),
+        (codec.decode(embeddings.float()), codec.model.decoder(embeddings.float()), waveform),
+    ):
+        assert (ours - expected).abs().max() <= 2 * (theirs - expected).abs().max()
 
 
 def test_an_embedding_does_not_depend_on_the_batch(codec, waveforms):
     batch = waveforms[:, :, :24000].repeat(3, 1, 1) * torch.linspace(0.5, 1, 6)[:, None, None]
     together = codec.encode(batch)
-    for size in (1, 2, 5):
+    for size in range(1, 6):
         assert torch.equal(codec.encode(batch[:size]), together[:size])
 
 
