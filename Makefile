@@ -1,4 +1,4 @@
-# Begin with make demo or make test. Both make .venv first if it is missing.
+# Begin with make demo or make test. Both create .venv first if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo      synthesize music, train on it, continue it, evaluate it: the whole pipeline in a few minutes"
 	@echo "make music     download 14 hours of free recordings from Debian's or Ubuntu's package archive into music/ (670 MB)"
-	@echo "make experiment  the original experiment at its own size on the music in music/ (QUICK=1: 20 minutes on 2 cores)"
+	@echo "make experiment  the original experiment at full size on the music in music/ (QUICK=1: 20 minutes on 2 cores)"
 	@echo "make test      the quick tests, offline"
 	@echo "make test-all  all tests: kills, full disks, browser, SLURM where it is installed"
 	@echo "make lint      ruff (rules and format) and shellcheck"
-	@echo "make install   make .venv with the packages of requirements.txt"
+	@echo "make install   create .venv with the packages of requirements.txt"
 	@echo "make soak      kill every script 200 times at random moments and compare the results"
-	@echo "make bench     compare the speed with the original experiment's (needs ffmpeg), and measure the GPU if there is one"
+	@echo "make bench     compare this code's speed with the original experiment's (needs ffmpeg); also measure the GPU if there is one"
 	@echo "make study     train on music whose best possible prediction is known, and evaluate it"
 	@echo "make clean     remove what the demo made"
 
@@ -24,7 +24,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 10) <= v < (3, 15) and \
-		f"Python 3.10 to 3.14 is needed, for which torch has wheels; this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+		f"Python 3.10 to 3.14 is needed, because torch has wheels for these; this is {v[0]}.{v[1]}. Add PYTHON=python3.12 to the make command")'
 	@echo "installing PyTorch and the rest into $(VENV): a download of about 3 GB on Linux (GPU libraries), 0.3 GB on macOS"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt

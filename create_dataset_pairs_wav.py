@@ -30,12 +30,12 @@ class Settings:
     input_dir: str = setting("music", "folder of music, searched recursively", type=file_path)
     output_dir: str = setting("dataset_pairs_wav", "folder for the pairs", type=file_path)
     segment_duration: int = setting(16, "segment length, whole seconds", type=number(int, at_least=1, at_most=600))
-    max_pairs: int = setting(2000, "number of pairs, train and val together", type=number(int, at_least=1))
+    max_pairs: int = setting(2000, "maximum number of pairs, train and val together", type=number(int, at_least=1))
     val_pairs: int | None = setting(
-        None, "how many of these are for validation (default: a tenth, at least 1)", type=number(int, at_least=0)
+        None, "validation pairs, included in --max_pairs (default: a tenth, at least 1)", type=number(int, at_least=0)
     )
     min_level_db: float = setting(
-        -60.0, "skip segments whose RMS level (without DC offset) is lower, in dBFS", type=number(float, at_most=0)
+        -60.0, "skip segments below this RMS level in dBFS (without DC offset)", type=number(float, at_most=0)
     )
     sample_rate: int = setting(24000, "the codec's sample rate in Hz", type=number(int, at_least=4000, at_most=192000))
     seed: int = seed_setting("the choice of validation tracks")
@@ -83,7 +83,7 @@ def create_dataset(settings: Settings) -> None:
             file=sys.stderr,
         )
     if not found.files:
-        raise UserError(f"--input_dir {input_dir}: contains no audio files; name the folder that contains your music")
+        raise UserError(f"--input_dir {input_dir}: contains no audio files; use the folder that contains your music")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
     recorded["input_files"] = listing(input_dir, found.files)
 
@@ -108,12 +108,12 @@ def _check(settings: Settings, input_dir: Path, output_dir: Path) -> None:
             f"--val_pairs {settings.val_pairs}: must be less than --max_pairs {settings.max_pairs}, which includes it"
         )
     if not input_dir.is_dir():
-        raise UserError(f"--input_dir {input_dir}: no such folder; name the folder that contains your music")
+        raise UserError(f"--input_dir {input_dir}: no such folder; use the folder that contains your music")
     real_input, real_output = input_dir.resolve(), output_dir.resolve()
     if real_input == real_output:
-        raise UserError(f"--output_dir {output_dir}: is also the music folder; name another")
+        raise UserError(f"--output_dir {output_dir}: is also the music folder; choose another")
     if real_output in real_input.parents:
-        raise UserError(f"--output_dir {output_dir}: contains the music folder {input_dir}; name another")
+        raise UserError(f"--output_dir {output_dir}: contains the music folder {input_dir}; choose another")
     check_output_folder("--output_dir", output_dir)
 
 
@@ -145,7 +145,7 @@ def _previous(output_dir: Path, recorded: dict[str, str], overwrite: bool) -> Me
     ]
     if changed:
         raise UserError(
-            f"{metadata}: made with other settings ({'; '.join(changed)}); "
+            f"{metadata}: made with different settings ({'; '.join(changed)}); "
             "add --overwrite or choose another --output_dir"
         )
     return previous

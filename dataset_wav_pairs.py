@@ -1,4 +1,4 @@
-"""The dataset: pairs of WAVs as pairs of EnCodec embeddings, with each segment encoded once.
+"""The dataset: WAV pairs encoded as pairs of EnCodec embeddings, each segment once.
 
     python dataset_wav_pairs.py                    # check dataset_pairs_wav/ and encode what is missing
 
@@ -6,8 +6,8 @@ The original experiment encoded every segment in every epoch. The codec is froze
 before training. Its embedding is stored in `.embedding_cache/CODEC/KEY.npy`. The name depends on the codec's weights,
 the audio, and the audio before it, so changed audio gets a new file. Pairs that share a segment share its file.
 
-A segment is encoded in mid-stream, with the last second of audio before it in its track. Encoded alone, it would begin
-with the codec's start-up transient, and a model would learn to put that into the middle of a song.
+Each segment is encoded with the preceding second of its track as context. Encoded alone, it would begin with the
+codec's start-up transient, and a model would learn to reproduce it in the middle of a song.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class WavPairsDataset(Dataset):
             try:
                 self.cache.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"{folder}: {error.strerror}; name another folder with --cache_dir") from error
+                raise UserError(f"{folder}: {error.strerror}; choose another folder with --cache_dir") from error
 
     def __len__(self) -> int:
         return len(self.pairs)

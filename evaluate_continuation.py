@@ -38,12 +38,14 @@ class Settings:
     dataset_dir: str = dataset_setting()
     output_dir: str = setting("results_simple", "folder for report.html and the other files", type=file_path)
     num_examples: int = setting(8, "example pairs on the page", type=number(int, at_least=0, below=2**31))
-    max_sound_pairs: int = setting(60, "pairs to measure log-mel and chroma on", type=number(int, at_least=1))
+    max_sound_pairs: int = setting(
+        60, "maximum number of pairs to decode for log-mel and chroma", type=number(int, at_least=1)
+    )
     horizon_only: bool = setting(False, "only measure how far ahead the codec's embeddings are predictable")
     seed: int = seed_setting("the choice of pairs")
     cache_dir: str | None = cache_setting()
     device: str = device_setting()
-    encodec_weights: str | None = checkpoint_weights_setting()
+    encodec_weights: str | None = checkpoint_weights_setting("the checkpoint's; with --horizon_only, pretrained")
 
 
 if __name__ == "__main__":
@@ -115,7 +117,7 @@ def evaluate_codec(settings: Settings) -> None:
 def evaluate_checkpoint(settings: Settings) -> None:
     """Compare the checkpoint with its baselines and write the report."""
     started, device, output_dir = time.monotonic(), pick_device(settings.device), Path(settings.output_dir)
-    checkpoint = load_checkpoint(settings.checkpoint)  # only once, because a running training may replace the file
+    checkpoint = load_checkpoint(settings.checkpoint)  # only once, because a running training job may replace the file
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
     codec = load_codec(checkpoint, settings.checkpoint, settings.encodec_weights, device)
     if codec.banner:
@@ -124,7 +126,7 @@ def evaluate_checkpoint(settings: Settings) -> None:
     if val.pairs.num_samples != checkpoint["num_samples"]:
         raise UserError(
             f"{settings.checkpoint}: trained on segments of {checkpoint['num_samples']} samples, but those in "
-            f"{settings.dataset_dir} have {val.pairs.num_samples}; name the --dataset_dir it was trained on"
+            f"{settings.dataset_dir} have {val.pairs.num_samples}; use the --dataset_dir it was trained on"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "an evaluation"):
@@ -198,7 +200,7 @@ def compare(
 
 
 def draw_figures(folder: Path, results: dict, metrics: Path | None) -> list[str]:
-    """Draw the figures and return their names. metrics: the training's log, if it has any epochs."""
+    """Draw the figures and return their names. metrics: the training log, if it has any epochs."""
     drawings = {"per_second.png": (draw_per_second, results["per_second"])}
     drawings["diagnosis.png"] = (draw_diagnosis, results["diagnosis"])
     if results["horizon"]["seconds"]:

@@ -1,12 +1,12 @@
 """Continue music: predict the 16 seconds that follow the end of any audio file.
 
-    python generate_continuation.py song.mp3                     # -> continuations/song_continuation.wav and two more
+    python generate_continuation.py song.mp3                     # -> three WAVs in continuations/
     python generate_continuation.py *.flac --num_segments 4      # 64 s, each 16 s predicted from the 16 s before
     python generate_continuation.py song.wav --quantize          # through the 6 kbps codebooks
 
 Each input gives three files. NAME_context.wav is its last 16 seconds, not encoded. NAME_joined.wav is context and
 continuation, decoded in one piece so that there is no click between them. NAME_continuation.wav is the second part of
-that. Running it again replaces these files, but never a file that this script did not write.
+NAME_joined.wav. Another run replaces these files, but never a file that this script did not write.
 Inputs that cannot be continued are named and skipped. The exit status is then 1.
 """
 
@@ -40,7 +40,7 @@ class Settings:
     checkpoint: str = checkpoint_setting()
     output_dir: str = setting("continuations", "folder for the WAVs", type=file_path)
     num_segments: int = setting(1, "number of segments to predict", type=number(int, at_least=1, at_most=1000))
-    quantize: bool = setting(False, "snap the prediction to the codec's 6 kbps codebooks")
+    quantize: bool = setting(False, "quantize the prediction with the codec's 6 kbps codebooks")
     device: str = device_setting()
     encodec_weights: str | None = checkpoint_weights_setting()
 
@@ -150,7 +150,8 @@ def output_names(inputs: list[str], output_dir: Path) -> list[Path]:
         # On macOS, Song and song are the same file, and so are the two Unicode forms of an accent.
         name = unicodedata.normalize("NFC", stem).casefold()
         if names.setdefault(name, path) != path:
-            raise UserError(f"{path}: would overwrite the continuation of {names[name]}; give it another --output_dir")
+            what = f"would overwrite the continuation of {names[name]}"
+            raise UserError(f"{path}: {what}; run it separately with another --output_dir")
         if len(os.fsencode(f"{stem}_continuation.wav")) > MAX_NAME_BYTES:
             raise UserError(f"{path}: its name is too long for the output names; use a copy with a shorter name")
     written = {output_dir / f"{Path(path).stem}_{part}.wav" for path in inputs for part in PARTS}

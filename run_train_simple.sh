@@ -42,7 +42,7 @@ end_training() {
     kill "$step" # srun ends its tasks
 }
 trap end_training USR2
-trap 'echo "== job $SLURM_JOB_ID: ended by SLURM; the same command resumes"; exit 143' TERM
+trap 'echo "== job $SLURM_JOB_ID: ended by SLURM; submit the same command again to resume"; exit 143' TERM
 
 # SLURM runs a copy of this script, so the repository is the folder where sbatch was called.
 [ -n "${SLURM_JOB_ID:-}" ] || fail "not a SLURM job; run sbatch run_train_simple.sh (without SLURM: python train_simple_ddp.py)"
@@ -63,7 +63,7 @@ elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; 
     set -u
 fi
 python -c 'import importlib.util as u; assert all(map(u.find_spec, ("torch", "encodec", "soundfile")))' 2>/dev/null ||
-    fail "no Python with torch, encodec and soundfile; make .venv first (docs/levante.md)"
+    fail "no Python with torch, encodec and soundfile; create .venv first (docs/levante.md)"
 
 header="== job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, $(date -Is), \
 commit $(git describe --always --dirty 2>/dev/null || echo unknown): train_simple_ddp.py $*"
@@ -110,8 +110,8 @@ new_embedding=$(find "$embeddings" -name '*.npy' -newer "$started" -print -quit 
 rm -f "$started"
 if [ -n "$warned" ] && [ "$status" -ne 0 ]; then
     [ "$(epochs)" != "$epochs_before" ] || [ -n "$new_embedding" ] ||
-        fail "neither an epoch nor an embedding was finished before the time limit; request more --time"
-    echo "== job $SLURM_JOB_ID: requeues itself before its time limit; errors from the stopped training are expected"
+        fail "neither an epoch nor an embedding was finished before the time limit; request a longer --time"
+    echo "== job $SLURM_JOB_ID: requeueing before the time limit; errors from the stopped workers are expected"
     scontrol requeue "$SLURM_JOB_ID" || fail "SLURM cannot requeue this job; submit it again to resume"
 elif [ "$status" -ne 0 ]; then
     echo "== job $SLURM_JOB_ID: exit status $status; the reason is at the end of logs/train_simple.err"

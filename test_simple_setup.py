@@ -2,9 +2,9 @@
 
 It prints one line per check. The last line says "ready" or what to fix.
 
-python test_simple_setup.py                                  # also downloads the codec's weights
-python test_simple_setup.py --encodec_weights untrained      # where they cannot be downloaded
-python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
+    python test_simple_setup.py                                  # also downloads the codec's weights
+    python test_simple_setup.py --encodec_weights untrained      # where they cannot be downloaded
+    python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_versions(setup: Setup) -> str:
 def check_devices(setup: Setup) -> str:
     """The device computes 1 + 1 = 2."""
     device = pick_device(setup.device)
-    require((torch.ones(1, device=device) + 1).item() == 2, f"{device} does not compute")
+    require((torch.ones(1, device=device) + 1).item() == 2, f"{device}: 1 + 1 is not 2")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{device}; {available_cores()} cores; {len(gpus)} CUDA GPUs{': ' + ', '.join(gpus) if gpus else ''}"
 
@@ -102,7 +102,10 @@ def check_context(setup: Setup) -> str:
     behind = codec.encode(both[:, :, (half - warmup) * hop :])[:, :, warmup:]
     alone = codec.encode(both[:, :, half * hop :])
     error, without = (((x - whole).abs().max() / deviation).item() for x in (behind, alone))
-    return f"one second of context leaves an error of {error:.1g} standard deviations (without: {without:.2g})"
+    return (
+        f"segments encoded with one second of context differ by {error:.1g} standard deviations from the whole "
+        f"(without: {without:.2g})"
+    )
 
 
 def check_model(setup: Setup) -> str:

@@ -1,4 +1,4 @@
-"""Train the transformer: the entry point, on one CPU, one GPU or many.
+"""Train the transformer on the CPU, one GPU or several GPUs.
 
     python train_simple_ddp.py                             # one process per GPU, or one on the CPU
     python train_simple_ddp.py --num_processes 2           # two processes on this machine

@@ -72,7 +72,7 @@ def train_worker(
         torch.set_num_threads(max(1, available_cores() // on_node))
     folder = Path(config.checkpoint_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder, "a training") if global_rank == 0 else contextlib.nullcontext()
+    lock = lock_folder(folder, "a training run") if global_rank == 0 else contextlib.nullcontext()
     with lock, process_group(global_rank, num_processes, device):
         try:
             run, state = set_up(config, device, on_node, codec)
@@ -146,7 +146,7 @@ def start(run: Run, state: TrainState) -> None:
     config = run.config
     if config.init_from:
         initial = load_checkpoint(config.init_from, run.device)
-        settings, codec, remedy = state.model.config, run.metadata["codec"], "name another with --init_from"
+        settings, codec, remedy = state.model.config, run.metadata["codec"], "use another checkpoint with --init_from"
         check_same_model(initial, config.init_from, SimpleTransformer, settings, codec, remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
@@ -212,7 +212,7 @@ def train(run: Run, state: TrainState) -> None:
     if already:
         log(describe_changed_code(run.changed))
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
-    log(f"finished{' already' if already else ''}: {state.stop_reason(run.config)}; {best}")
+    log(f"{'already finished' if already else 'finished'}: {state.stop_reason(run.config)}; {best}")
 
 
 def run_epoch(run: Run, state: TrainState) -> None:

@@ -26,7 +26,7 @@ class AudioReader:
     duration_s = 0.0  # from the header or estimated by FFmpeg; 0 if unknown
     seconds = 0.0  # read so far
     problem = ""  # what is wrong with the file; known after the last block
-    channels_cancel = False  # whether a loud block had a silent mean over its channels
+    channels_cancel = False  # whether the channels of a loud block canceled out when averaged
 
     def __enter__(self) -> AudioReader:
         return self

@@ -35,7 +35,7 @@ def model_from(state: dict[str, torch.Tensor]) -> EncodecModel:
     """Build the model for a state dict in single or half precision. The tensors' shapes give its sizes.
 
     `embed_avg` may be missing: only training needs it, and it equals the codebook. Raises KeyError or RuntimeError
-    if the state belongs to another kind of model.
+    if the state belongs to a different kind of model.
     """
     codebooks = [name for name in state if name.endswith("._codebook.embed")]
     model = build_model(len(state["encoder.model.0.conv.conv.bias"]), len(codebooks))

@@ -23,7 +23,7 @@ from audio.base import SLACK_BYTES, TAGS, UNKNOWN_BYTES, AudioError, AudioReader
 # Makes FFmpeg's decoders report damage instead of concealing it. "bitstream" would also mute granules of MP3s whose
 # encoder misstated their size, as GarageBand does.
 STRICT = {"err_detect": "crccheck+explode"}
-GATHERED = 1 << 16  # samples converted at once: handling each frame of 1,000 in Python would halve the speed
+GATHERED = 1 << 16  # samples converted at once: handling each 1,000-sample frame in Python would halve the speed
 # Containers whose header states the length. For others FFmpeg estimates it from the file size.
 STATES_LENGTH = re.compile(r"mov|matroska|ogg|asf|flv|wav|w64|aiff|caf|flac|tta|wv|ape|mpc|dsf")
 # The size of a file, in the headers of AVI and ASF (WMA).

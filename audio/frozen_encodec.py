@@ -17,7 +17,7 @@ from audio.weights import DEMO, PRETRAINED, UNTRAINED, digest, load_model
 WARMUP_S = 1  # after this, frames are the same as in mid-stream (README, "Departures", 2)
 BANNERS = {
     PRETRAINED: "",
-    DEMO: "*** small codec of this project, for the demo: not EnCodec's published weights",
+    DEMO: "*** DEMO CODEC: this project's small codec, not EnCodec's published weights",
     UNTRAINED: "*** UNTRAINED CODEC: --encodec_weights untrained has EnCodec's architecture with random weights.\n"
     "*** Everything runs, but the decoded sound is only noise.",
 }

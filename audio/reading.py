@@ -166,7 +166,7 @@ class SndfileReader(AudioReader):
             more = max(frames.values(), default=0) > 3
         elif self._audio.format in ("WAV", "WAVEX"):
             if size >= 1 << 32:
-                return f"larger than a WAV header can state; only the first {seconds} are used"
+                return f"larger than a WAV header can describe; only the first {seconds} are used"
             position = self._chunks_end(position, size)
             another = second_file(self._file, position)
             self._file.seek(position)

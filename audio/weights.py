@@ -64,7 +64,7 @@ def find_weights(weights: str) -> Path:
     match = re.fullmatch(r".+-([0-9a-f]{8,64})\.th", path.name)
     if not match:
         raise UserError(
-            f"--encodec_weights {weights}: {path.name} has no checksum in its name; keep it as {WEIGHTS_NAME}"
+            f"--encodec_weights {weights}: {path.name} has no checksum in its name; rename it to {WEIGHTS_NAME}"
         )
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if not actual.startswith(match[1]):
@@ -100,9 +100,9 @@ def _download(path: Path) -> None:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"no EnCodec weights at {path}, and the download failed ({reason}); on a machine with a network run "
-            "python test_simple_setup.py, then copy the file to that path or name it with --encodec_weights FILE; "
-            "TORCH_HOME moves the folder"
+            f"no EnCodec weights at {path}, and the download failed ({reason}); run python test_simple_setup.py on a "
+            "machine with network access, then copy the file to that path or pass it with --encodec_weights FILE; set "
+            "TORCH_HOME to use another folder, or use --encodec_weights demo"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

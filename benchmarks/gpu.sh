@@ -5,13 +5,13 @@
 #   TEST_DEVICE=cpu bash benchmarks/gpu.sh FOLDER      # test the script on a CPU, with tiny sizes
 #
 # It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, but no network. It installs the wheels in
-# benchmarks/wheels/ for itself. If that Python lacks other packages in requirements.txt, put wheels for it there.
+# benchmarks/wheels/ into a temporary folder. If that Python lacks other packages in requirements.txt, put wheels for it there.
 # encodec has no published wheel, so build one:
 #
 #   pip wheel --no-deps -w benchmarks/wheels encodec==0.1.1
 #   pip download --no-deps --only-binary=:all: -d benchmarks/wheels soundfile cffi pycparser av
 #
-# If pip's Python is another version, add --python-version 3.12 --platform manylinux_2_28_x86_64 to the second command.
+# If pip's Python is a different version, add --python-version 3.12 --platform manylinux_2_28_x86_64 to the second command.
 set -uo pipefail
 
 slack=1

@@ -36,7 +36,7 @@ from training.config import TrainConfig
 class Settings:
     dataset_dir: str = dataset_setting()
     checkpoint_dir: str = setting("checkpoints_log_mel", "folder for the checkpoints", type=file_path)
-    epochs: int = setting(200, "train for at most this many", type=number(int, at_least=1))
+    epochs: int = setting(200, "maximum number of epochs", type=number(int, at_least=1))
     lr: float = setting(1e-4, "learning rate", type=number(float, above=0))
     seed: int = seed_setting("the training")
     like_codec: str = setting("demo", "codec with the channels and the hop length to use", type=file_path)

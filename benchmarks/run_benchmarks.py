@@ -201,7 +201,7 @@ SUBJECTS = {"codec": measure_codec, "training": measure_training, "creation": me
 
 @dataclass
 class Settings:
-    only: list[str] = setting(tuple(SUBJECTS), "subjects", nargs="+", choices=tuple(SUBJECTS))  # noqa: RUF009
+    only: list[str] = setting(tuple(SUBJECTS), "subjects to measure (default: all)", nargs="+", choices=tuple(SUBJECTS))  # noqa: RUF009
     output: str = setting("benchmarks/results/benchmarks.json", "the table as JSON", type=file_path)
 
 

@@ -1,4 +1,4 @@
-"""Synthetic datasets of any size, and how soon a training on them starts. Used by gpu.py.
+"""Synthetic datasets of any size, and how soon training on them starts. Used by gpu.py.
 
 A dataset is a chain of distinct segments of noise. The WAVs of its pairs are hard links to them.
 """
@@ -52,7 +52,7 @@ def make_dataset(folder: Path, segments: Path, digests: list[str], pairs: int, s
 
 
 def measure_start(dataset_dir: Path, cache: Path, device: str = "cpu") -> dict[str, float]:
-    """Seconds from the end of the imports to a training's first step, and how many WAVs were read."""
+    """Seconds from the end of the imports to the first training step, and how many WAVs were read."""
     wavs_read = 0
 
     def counting_read(path: Path) -> np.ndarray:

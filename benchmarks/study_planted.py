@@ -40,9 +40,9 @@ REQUIRED = {"coin": 0.90, "chain": 0.95}  # share of the best possible skill
 
 @dataclass
 class Settings:
-    worlds: list[str] = setting(tuple(WORLDS), "worlds", nargs="+", choices=tuple(WORLDS))  # noqa: RUF009
-    seeds: int = setting(3, "datasets and trainings per world", type=number(int, at_least=1))
-    epochs: int = setting(24, "epochs of each training", type=number(int, at_least=1))
+    worlds: list[str] = setting(tuple(WORLDS), "worlds to study (default: all)", nargs="+", choices=tuple(WORLDS))  # noqa: RUF009
+    seeds: int = setting(3, "number of seeds per world", type=number(int, at_least=1))
+    epochs: int = setting(24, "epochs of each training run", type=number(int, at_least=1))
     lr: float = setting(1e-3, "learning rate", type=number(float, above=0))
     seed: int = seed_setting("the first dataset of each world")
     encodec_weights: str = setting("untrained", "untrained, demo, pretrained, or a file", type=file_path)

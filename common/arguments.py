@@ -2,7 +2,7 @@
 
 @dataclass
 class Settings:
-    epochs: int = setting(200, "train for at most this many", type=number(int, at_least=1))
+    epochs: int = setting(200, "maximum number of epochs", type=number(int, at_least=1))
     device: str = device_setting()
 
 settings = parse_settings(Settings, __doc__)
@@ -78,8 +78,8 @@ def weights_setting() -> Any:
     return setting("pretrained", WEIGHTS_HELP, type=file_path)
 
 
-def checkpoint_weights_setting() -> Any:
-    return setting(None, f"{WEIGHTS_HELP} (default: the checkpoint's)", type=file_path)
+def checkpoint_weights_setting(default: str = "the checkpoint's") -> Any:
+    return setting(None, f"{WEIGHTS_HELP} (default: {default})", type=file_path)
 
 
 def checkpoint_setting() -> Any:

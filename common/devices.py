@@ -31,8 +31,8 @@ def _why_no_cuda() -> str:
     driver = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
     if driver and torch.version.cuda:
         return (
-            f"the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10} and torch {torch.__version__} "
-            f"was built for CUDA {torch.version.cuda}, or no GPU is visible (CUDA_VISIBLE_DEVICES)"
+            f"either the NVIDIA driver is too old (it supports CUDA {driver // 1000}.{driver % 1000 // 10}, torch "
+            f"{torch.__version__} was built for {torch.version.cuda}) or no GPU is visible (CUDA_VISIBLE_DEVICES)"
         )
     return "torch sees no CUDA GPU here"
 

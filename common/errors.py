@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run the same command again")
-REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "fix its permissions or name another folder")
+REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "fix its permissions or choose another folder")
 REMEDIES[errno.EFBIG] = "raise the limit on file sizes (ulimit -f), then run the same command again"
 
 

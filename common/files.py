@@ -94,7 +94,7 @@ def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
             pass
         with name_in_errors(path):
             file.truncate(0)
-            file.write(f"{purpose}, process {os.getpid()} on {socket.gethostname()}".encode())
+            file.write(f"{purpose} (process {os.getpid()} on {socket.gethostname()})".encode())
         remove_partial_files(folder)
         yield
 
@@ -108,7 +108,7 @@ def check_output_folder(flag: str, folder: str | os.PathLike | None, is_written:
                     return
             return
         if os.path.lexists(path):
-            raise UserError(f"{flag} {folder}: {path} is not a folder; name another")
+            raise UserError(f"{flag} {folder}: {path} is not a folder; choose another")
 
 
 def _umask() -> int:

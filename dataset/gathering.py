@@ -109,7 +109,7 @@ def _compare(
 ) -> tuple[dict[str, list[Pair]], dict[str, str], list[tuple[str, str]]]:
     """Find the pairs of each track that no earlier track in `order` contains.
 
-    Returns the pairs by source, the reasons of sources without pairs, and which two tracks share audio.
+    Returns the pairs by source, the reasons of sources without pairs, and (track, track) tuples that share audio.
     """
     repeats, sharing = compare_tracks([_read_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
@@ -174,7 +174,7 @@ def _staged(track: Track, pairs: list[Pair]) -> list[Pair]:
 
 
 def _to_stage(track: Track | None, pairs: list[Pair], count: int) -> int:
-    """How many pairs of a track to stage so that `count` are available; 0 if they are already."""
+    """How many pairs of a track to stage so that `count` are available; 0 if they are staged already."""
     if track is None:
         return count
     missing = count - len(_staged(track, pairs))

@@ -21,7 +21,7 @@ def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> 
     names = {Path(row.source).stem for row in previous.pairs}  # files may have been moved or re-encoded
     if 2 * len(names & {Path(source).stem for source in now}) < len(names) and not before & now:
         raise UserError(
-            f"{output_dir}: contains a dataset of other music (most of its files are not in --input_dir); "
+            f"{output_dir}: contains a dataset of different music (most of its files are not in --input_dir); "
             "add --overwrite or choose another --output_dir"
         )
     for what, names in (("added", sorted(now - before)), ("removed", sorted(before - now))):
@@ -52,7 +52,7 @@ class PreviousSplits:
     def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
         """The earlier splits of these files, found by their audio if they have been read, else by their path."""
         splits = {source: self.of_name[_name(source)] for source in sources if _name(source) in self.of_name}
-        # The earlier names of the audio in each track. A track that still has some of its own is where it was.
+        # The earlier names of the audio in each track. A track that still contains audio it had before was not moved.
         earlier = {s: {self.name_of.get(segment.digest) for segment in t.segments} - {None} for s, t in tracks.items()}
         unmoved = {_name(source) for source, names in earlier.items() if _name(source) in names}
         for source, names in earlier.items():

@@ -1,8 +1,8 @@
 """Recognize the same recording in two files by fingerprints, even if it was trimmed, re-encoded or made louder.
 
-The method is from Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002). Each frame has 32
-bits: the signs of energy differences between 33 neighboring bands (200 to 1100 Hz) and over time. Copies of one
-recording that are cut and encoded differently differ in up to a fifth of the bits. Two recordings differ in 40% or
+The method is from Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002). Each frame gives a
+print of 32 bits: the signs of energy differences between 33 neighboring bands (200 to 1100 Hz) and over time. Copies of
+one recording that are cut and encoded differently differ in up to a fifth of the bits. Two recordings differ in 40% or
 more. Other speeds, mixes and performances are not recognized. Used by gathering.py and segmentation.py.
 """
 

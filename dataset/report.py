@@ -54,7 +54,7 @@ def report_dataset(
     """Print a summary, and a warning if the validation split is weak."""
     counts = totals(selection, segment_duration)
     print(
-        f"{output_dir}: {counts['pairs']} pairs, {counts['hours']} h, from {counts['tracks']} tracks; "
+        f"{output_dir}: pairs: {counts['pairs']}; {counts['hours']} h from {counts['tracks']} tracks; "
         f"{counts['skipped_files']} files skipped"
     )
     for warning in (_not_independent(selection), _weak_validation(selection, max_pairs, val_pairs)):
@@ -105,7 +105,7 @@ def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
     """Print a line for each file on stderr. If more than five have the same kind of problem, print one for them all."""
     groups: dict[str, list[str]] = {}
     for source, reason in sorted(reasons.items()):
-        kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)| \([^()]*\)$", "...", reason)
+        kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)|\d+ of \d+| \([^()]*\)$", "...", reason)
         groups.setdefault(kind, []).append(source)
     for sources in groups.values():
         if len(sources) <= MOST_LINES:

@@ -126,7 +126,8 @@ def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tup
     _write(folder / PRINTS_NAME, fingerprint.prints().tobytes())
     problems = [problem] if problem else []
     if broken := sum(not segment.digest for segment in segments):
-        problems.append(f"segments with NaN or samples beyond {MAX_SAMPLE:.0f} times full scale, left out: {broken}")
+        what = f"NaN or samples beyond {MAX_SAMPLE:.0f} times full scale"
+        problems.append(f"left out {broken} of {len(segments)} segments: {what}")
     if len(segments) < 2:
         problems.append(f"shorter than the {2 * cut.segment_duration} s of a pair ({seconds:.1f} s)")
     elif written == 0:

@@ -25,7 +25,7 @@ class Track:
 
     source: str  # path below the input folder
     segments: list[Segment]
-    staged_pairs: int = 0  # the segments of this many first usable pairs are staged
+    staged_pairs: int = 0  # number of leading usable pairs whose segments are staged
     is_whole: bool = True  # whether it was read to its end
     problem: str = ""  # what is wrong with the file, or why it has no pairs
     staged: str = ""  # folder with NNNNN.wav for each staged segment, and the track's prints

@@ -56,7 +56,7 @@ class SplitSegments:
         return samples
 
     def _digests(self, metadata: Metadata, written_ns: int, sample_rate: int) -> np.ndarray:
-        """The digest of each WAV. Reads only WAVs that are newer than metadata.txt or have another size.
+        """The digest of each WAV. Reads only WAVs that are newer than metadata.txt or differ in size.
 
         `cp -p` and `rsync -a` restore an older modification time, but nothing can set the inode's change time. So every
         start reads a copied dataset in full until `confirm_metadata` has compared it. Threads do the checks, because a

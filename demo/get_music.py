@@ -3,7 +3,7 @@
     python demo/get_music.py --output_dir music        # about 670 MB; installs nothing and needs no root
 
 Writes music/PACKAGE/*.ogg (some packages have MP3 or Opus) with each package's copyright file, and music/SOURCES.txt.
-Complete packages are not downloaded again. You can put your own music into music/ instead.
+Packages that are already complete are not downloaded again. You can put your own music into music/ instead.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def fetch(package: Package, music: Path, remedy: str) -> Source:
     unpacked, staged, folder = work / "unpacked", work / "staged", music / package.name
     unpacked.mkdir(parents=True)
     staged.mkdir()
-    _run(["apt-get", "download", package.name], work, f"{package.name}: no download", remedy)
+    _run(["apt-get", "download", package.name], work, f"{package.name}: could not be downloaded", remedy)
     deb = next(work.glob("*.deb"))
-    _run(["dpkg-deb", "-x", str(deb.absolute()), "unpacked"], work, f"{package.name}: not unpacked", remedy)
+    _run(["dpkg-deb", "-x", str(deb.absolute()), "unpacked"], work, f"{package.name}: could not be unpacked", remedy)
     deb.unlink()
     for archive in sorted(unpacked.rglob("*.pk3")):
         with zipfile.ZipFile(archive) as content:
@@ -171,7 +171,7 @@ def main() -> int:
     check_output_folder("--output_dir", music)
     packages, missing = find_packages(remedy)
     for pattern in missing:
-        print(f"{pattern}: not in this release's package lists; continuing without it", file=sys.stderr)
+        print(f"no package in this release matches {pattern}; continuing without it", file=sys.stderr)
     music.mkdir(parents=True, exist_ok=True)
     with lock_folder(music, "a download of music"):
         sources = read_sources(music)

@@ -16,7 +16,7 @@ else
     weights=demo
     cat <<'BANNER'
 *** EnCodec's published weights could not be loaded or downloaded, so the demo uses the small codec in demo/, which was
-*** trained on synthetic music. It sounds duller than EnCodec, but you do hear what the model predicted.
+*** trained on synthetic music. It sounds duller than EnCodec, but you can still hear what the model predicted.
 BANNER
 fi
 
@@ -44,7 +44,7 @@ step "5. Does it work?"
 python evaluate_continuation.py --checkpoint "$out/checkpoints_simple/best_model.pt" \
     --dataset_dir "$out/dataset_pairs_wav" --output_dir "$out/results_simple" --encodec_weights "$weights" \
     --num_examples 4 --max_sound_pairs 20
-echo "This music was made to be learnable: half of what comes next is known, and the rest is chance. Real music may differ."
+echo "This music was made to be learnable: the riffs repeat, and only the coin flips and the melody are random. Real music may differ."
 
 step "Results to listen to and look at"
 ls "$out"/continuations/*.wav

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The original experiment at full size on the music in music/. Started by `make experiment`. Run it again to resume.
-# QUICK=1 is a short form: segments of 4 s instead of 16, 8 epochs instead of up to 200, and a higher learning rate.
+# QUICK=1 is a shorter version: segments of 4 s instead of 16, 8 epochs instead of up to 200, and a higher learning rate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +36,7 @@ BANNER
 fi
 echo "codec: $weights"
 
-step "1. Create the dataset: decoding all tracks of 14 hours takes about 2 minutes on 2 cores"
+step "1. Create the dataset: decoding 14 hours of music takes about 2 minutes on 2 cores"
 python create_dataset_pairs_wav.py --input_dir "$music" --output_dir "$out/dataset_pairs_wav" "${segments[@]}"
 
 step "2. Test the setup"

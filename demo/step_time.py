@@ -56,7 +56,7 @@ def main() -> int:
         loss.item()
     epoch_min = (time.monotonic() - started) / STEPS * pairs / batch / settings.num_processes / 60
     print(
-        f"about {epoch_min:.1f} min per epoch if nothing else is running, {epoch_min * settings.epochs:.0f} min for "
+        f"about {epoch_min:.1f} min per epoch if nothing else is running, {epoch_min * settings.epochs / 60:.1f} h for "
         f"{settings.epochs} epochs; early stopping may end it sooner"
     )
     return 0

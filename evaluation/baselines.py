@@ -39,7 +39,7 @@ def loop(embedding: torch.Tensor, frame_rate: float) -> torch.Tensor:
     """Continue [C, T] by repeating it at its own period, [C, T].
 
     Candidates are the 25 highest peaks of the normalized autocorrelation at lags from 0.5 s to 0.8 T. Each predicts a
-    frame as the mean of all frames a multiple of the lag before it, times a least-squares gain in [0, 1]. The lag with
+    frame as the mean of all earlier frames at multiples of the lag, times a least-squares gain in [0, 1]. The lag with
     the least error ÷ energy in the input's second half is used for the continuation. All this is relative to the
     input's average over time. If no lag helps, the prediction is that average.
     """

@@ -55,8 +55,8 @@ def where_it_lies(diagnosis: dict) -> str:
     worst = max(changing, key=lambda band: missed[band["label"]])
     left = 1 - diagnosis["skill"]
     text = (
-        f"Of its skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} comes from each clip's "
-        f"average and {diagnosis['skill_of_changes']:+.2f} from the changes around it."
+        f"Of the model's skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} comes from each "
+        f"clip's average and {diagnosis['skill_of_changes']:+.2f} from the changes around it."
     )
     if best["skill_interval"][0] > LEAST_LEAD:
         text += f" It predicts changes at {best['label']} best (skill {best['skill']:+.2f})."
@@ -73,13 +73,13 @@ def what_it_uses(diagnosis: dict) -> str:
     if swapped is None:
         conclusion = "there is no other track to test with"
     elif swapped.low <= LEAST_LEAD:
-        conclusion = "it is not shown to use its input"
+        conclusion = "there is no evidence that it uses its input"
     elif shuffled.low <= LEAST_LEAD:
-        conclusion = "it is not shown to use the order of its input, only its overall sound"
+        conclusion = "there is evidence only that it uses the overall sound of its input, not the order"
     else:
         conclusion = "it uses the order of its input"
-    other = "" if swapped is None else f" With another track's input, it loses {swapped}."
-    return f"If its input is shuffled in time, it loses {shuffled} of skill.{other} So {conclusion}."
+    other = "" if swapped is None else f" With another track's input, it drops by {swapped}."
+    return f"If its input is shuffled in time, its skill drops by {shuffled}.{other} So {conclusion}."
 
 
 def limit(

@@ -41,7 +41,7 @@ SPECTROGRAM_LOWEST_HZ = 50.0
 def chart(path: Path, heights: tuple[float, ...]) -> Iterator[list[Axes]]:
     """Yield the axes of a chart, and write it as a PNG to `path` when the block ends.
 
-    heights: of the panels, in inches. The legend is that of the first panel.
+    heights: panel heights in inches. The first panel provides the legend.
     """
     style = {
         "font.size": 11,

@@ -119,7 +119,7 @@ def _fit_maps(
         for start in range(0, len(indices), BATCH):
             sums.add([torch.cat(train.pairs[i], dim=1) for i in indices[start : start + BATCH]], lags)
             done = min(done + BATCH, len(chosen))
-            progress(done, len(chosen), f"pairs fitted for the horizon {of}".rstrip())
+            progress(done, len(chosen), f"{of} pairs read for the horizon".lstrip())
 
     frames = fit.frames + held_out.frames
     mean = (fit.z + held_out.z) / frames
@@ -211,20 +211,21 @@ def _sentence(seconds: list[float], curves: dict[str, dict[str, np.ndarray]]) ->
     def up_to(name: str) -> str:
         reach = reaches[name]
         if reach == 0:
-            return "not even one frame ahead"
+            return "less than one frame ahead"
         return f"up to {reach:.2g} s ahead (skill {curves[name]['skill'][seconds.index(reach)]:+.2f} there)"
 
     embedding, log_mel = reaches["embedding"] >= SHORT_S, reaches["log_mel"] >= SHORT_S
     if embedding and log_mel:
-        opening = "both this embedding and the log-mel spectrogram of the music are predictable"
+        opening = "both this embedding and the log-mel spectrogram of the music are predictable half a second ahead"
     elif log_mel:
-        opening = "the music is predictable, but this embedding of it is not"
+        opening = "the music is predictable half a second ahead, but this embedding of it is not"
     elif embedding:
-        opening = "this embedding is predictable, but the log-mel spectrogram of the music is not"
+        opening = "this embedding is predictable half a second ahead, but the log-mel spectrogram of the music is not"
     else:
-        opening = "neither this embedding nor the log-mel spectrogram of the music is predictable"
+        opening = "neither this embedding nor the log-mel spectrogram of the music is predictable half a second ahead"
     return (
-        f"With a linear map, {opening}: the embedding {up_to('embedding')}, the log-mel spectrogram {up_to('log_mel')}."
+        f"With a linear map, {opening}. The embedding is predictable {up_to('embedding')}, "
+        f"the log-mel spectrogram {up_to('log_mel')}."
     )
 
 
@@ -254,7 +255,7 @@ def draw_horizon(path: Path, horizon: dict) -> None:
         axes.axhline(0, color="#57606a", linewidth=0.8)
         height = axes.get_ylim()[0] + 0.06
         axes.annotate("", (seconds[0], height), (seconds[-1], height), arrowprops={"arrowstyle": "<->"})
-        axes.text(np.sqrt(seconds[0] * seconds[-1]), height, "what the model predicts", ha="center", va="center",
+        axes.text(np.sqrt(seconds[0] * seconds[-1]), height, "range the model must predict", ha="center", va="center",
                   fontsize=9.5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
         ticks = [
             tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30) if axes.get_xlim()[0] < tick < axes.get_xlim()[1]

@@ -132,9 +132,10 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     track in ten would hide what the other nine show.
 
     Simulations with worthless models and 10 tracks (tests/test_evaluation_intervals.py): if one track in ten goes
-    badly wrong, t alone calls 10% of the models better. If errors have long tails on both sides, Hall's alone calls 4%
-    better. The farther of the two calls 5% and 2% better, with or without the limit, and contains the truth in 94 to
-    96% of cases. 20 and 40 tracks give the same coverage. The bootstrap of a pooled ratio called 14% and 8% better.
+    badly wrong, t alone wrongly calls 10% of the models better. If errors have long tails on both sides, Hall's alone
+    wrongly calls 4% better. The farther of the two wrongly calls 5% and 2% better, with or without the limit, and
+    contains the truth in 94 to 96% of cases. 20 and 40 tracks give the same coverage. The bootstrap of a pooled ratio
+    called 14% and 8% better.
 
     No interval accounts for kinds of tracks that the sample does not contain.
     """

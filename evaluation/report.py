@@ -16,7 +16,8 @@ from evaluation.figures import mel_height
 COLUMNS = (
     ("track_skill", "Skill", "↑",
      "1 − error ÷ error of the training mean, for each track, then the mean over tracks with its 95% interval. 1 is "
-     "the truth, 0 is no better than the training mean. It misleads if a few tracks differ from all others."),
+     "the truth, 0 is no better than the training mean. It can mislead if a few tracks differ strongly from "
+     "the rest."),
     ("skill_difference", "Model's lead", "↑",
      "The model's skill minus this row's, on the same tracks, with its 95% interval. The verdict depends on it."),
     ("skill", "Skill, pooled", "↑",
@@ -24,8 +25,9 @@ COLUMNS = (
      "tracks can determine it."),
     ("mse", "MSE", "↓", "Mean squared error of the embeddings, with its 95% interval. Its size depends on the codec."),
     ("deviation_ratio", "Deviation ratio", "",
-     "How much the prediction varies over time, divided by how much the truth does. The best average of two possible "
-     "continuations is below 1. Noise around the mean can be at 1, so this number alone shows nothing."),
+     "How much the prediction varies over time, divided by how much the truth does. An average of two possible "
+     "continuations is below 1, even if it is the best prediction. Random noise around the mean can also reach 1, so "
+     "this number alone proves nothing."),
     ("calibration_slope", "Slope", "→ 1",
      "Σ(y − μ)(p − μ) ÷ Σ(p − μ)², where μ is the training mean. Below 1 the model is overconfident: predictions vary "
      "too much. Above 1 it is underconfident."),

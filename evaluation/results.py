@@ -142,7 +142,7 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
     if shared := results["dataset"]["shared_tracks"]:
         found.append(
             f"{shared} of {results['dataset']['tracks']} validation tracks are also in the training split, so these "
-            "results are about tracks that the model knows."
+            "results are partly about tracks that the model was trained on."
         )
     if copies:
         found.append(
@@ -150,12 +150,14 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
             "sample."
         )
     if checkpoint["loss"] != "MSE":
-        found.append(f"The model was trained with another loss, {checkpoint['loss']}. Skill and verdict are about MSE.")
+        found.append(
+            f"The model was trained with a different loss, {checkpoint['loss']}. Skill and verdict still use MSE."
+        )
         return found
     expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
     if abs(here / max(expected, 1e-30) - 1) > 1e-3:
         found.append(
-            f"This is not the validation split of the training: the training mean's MSE is {here:.4g} here and was "
+            f"This is not the validation split used in training: the training mean's MSE is {here:.4g} here and was "
             f"{expected:.4g} there. Make sure that the model was not trained on these tracks."
         )
     return found

@@ -31,7 +31,7 @@ COPIES = ("repeat_input", "input_mean", "channel_regression", "last_moment")
 
 OPENINGS = {
     "works": "Works",
-    "better_than_average": "Better than the average only",
+    "better_than_average": "Better than the average, but no more",
     "copies": "No better than a copy",
     "not_distinguishable": "Not distinguishable from predicting the average",
     "worse": "Worse than predicting the average",
@@ -42,18 +42,19 @@ RULE = (
     "A track's skill is 1 − its error ÷ its error under the training mean. (The latter is taken as at least a tenth of "
     "the median track's, so that no quiet track decides.) The lead over a baseline is the model's skill minus "
     "the baseline's, averaged over tracks. A lead counts if its whole 95% interval is above 0.01 and the model's error "
-    "over all pairs together is also lower. So neither quiet tracks nor loud ones are enough. "
+    "over all pairs together is also lower. So neither a few quiet tracks nor a few loud ones can decide it. "
     "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
     "input costs it skill, with the whole interval above 0.01. "
-    "No better than a copy: it leads the training mean and uses its input, but it does not lead every way of "
-    "repeating, averaging, regressing and holding it. "
-    "Better than the average only: it leads the training mean. Worse: the whole interval of its skill is below −0.01. "
-    "Otherwise it is not distinguishable. Undecided: there are fewer than "
-    f"{TRACKS_FOR_A_VERDICT} validation tracks, or one of them was also used for training. "
+    "No better than a copy: it leads the training mean and uses its input, but it does not lead every baseline that "
+    "only repeats, averages, rescales or holds it. "
+    "Better than the average, but no more: it leads the training mean. "
+    "Worse: the whole interval of its skill is below −0.01. "
+    "Otherwise it is not distinguishable. "
+    f"Undecided: there are fewer than {TRACKS_FOR_A_VERDICT} validation tracks, or one of them was used for training. "
     "The verdict is about the concept: continuous embeddings, pairs and MSE. Whether a transformer is needed is a "
     "separate question, answered by a linear map of the whole clip that is fitted to the same pairs. The rule assumes "
-    "that tracks are independent. Ten tracks do not show what goes wrong in one track of twenty."
+    "that tracks are independent. Ten tracks cannot reveal a problem that affects one track in twenty."
 )
 
 
@@ -124,37 +125,41 @@ def verdict(evidence: Evidence) -> dict[str, str | bool]:
 
 
 def _reasons(evidence: Evidence, outcome: str) -> str:
+    """The numbers behind an outcome, in words."""
     baseline = evidence.closest
     if outcome == "copies":
         baseline = min((n for n in COPIES if not evidence.beats(n)), key=lambda name: evidence.leads[name].value)
-    name, lead = BASELINES[baseline], evidence.leads[baseline]
     tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
+    value, low, high = evidence.skill
     if outcome == "undecided":
         why = f"{tracks} for validation, but {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
             why = f"{evidence.shared_tracks} of {tracks} were also used for training"
-        return f"{why}. Its skill is {evidence.skill.value:+.2f}, and {name} has {evidence.skills[baseline]:+.2f}"
-    value, low, high = evidence.skill
-    skill = f"its skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
-    scale = "Predicting the average has skill 0, the truth 1"
-    if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
-        against = "But its error over all pairs together is above the training mean's"
-    elif all(map(evidence.beats, BASELINES)):
-        against = f"It leads every baseline, and the closest, {name}, by {lead}"
-    elif lead.high < -LEAST_LEAD:
-        against = f"It is behind {name}, which has {evidence.skills[baseline]:+.2f} (lead {lead})"
-    elif lead.low > LEAST_LEAD:
-        against = f"It is ahead of {name} on the average track (lead {lead})"
-        against += ", but not in the error over all pairs together"
-    elif lead.low > 0:
-        against = f"It is ahead of {name} by too little to count (lead {lead})"
-    else:
-        against = f"It is not ahead of {name}, which has {evidence.skills[baseline]:+.2f} (lead {lead})"
+        other = f"that of {BASELINES[baseline]} is {evidence.skills[baseline]:+.2f}"
+        return f"{why}. The model's skill is {value:+.2f}; {other}"
+    skill = f"the model's skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
+    scale = "Always predicting the average has skill 0; the truth has skill 1"
+    uses = "It uses its input" if evidence.uses_input else "There is no evidence that it uses its input"
     cost = "there is no other track to test with"
     if evidence.input_cost is not None:
-        cost = f"another track's input costs it {evidence.input_cost}"
-    uses = "It uses its input" if evidence.uses_input else "It is not shown to use its input"
-    return f"{skill}. {scale}. {against}. {uses}: {cost}"
+        cost = f"with another track's input, its skill drops by {evidence.input_cost}"
+    return f"{skill}. {scale}. {_lead_over(baseline, evidence)}. {uses}: {cost}"
+
+
+def _lead_over(baseline: str, evidence: Evidence) -> str:
+    """How the model compares with the closest baseline."""
+    name, lead, skill = BASELINES[baseline], evidence.leads[baseline], evidence.skills[baseline]
+    if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
+        return "But its error over all pairs together is above the training mean's"
+    if all(map(evidence.beats, BASELINES)):
+        return f"It leads every baseline, and the closest, {name}, by {lead}"
+    if lead.high < -LEAST_LEAD:
+        return f"It is behind {name}, which has {skill:+.2f} (lead {lead})"
+    if lead.low > LEAST_LEAD:
+        return f"It is ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
+    if lead.low > 0:
+        return f"It is ahead of {name} by too little to count (lead {lead})"
+    return f"It is not ahead of {name}, which has {skill:+.2f} (lead {lead})"
 
 
 def _needs_a_transformer(evidence: Evidence) -> str:
@@ -165,6 +170,6 @@ def _needs_a_transformer(evidence: Evidence) -> str:
     elif lead.low > LEAST_LEAD and evidence.beats("training_mean"):
         word = "Yes"
     else:
-        word = "Not shown"
+        word = "Unclear"
     reaches = f"{LINEAR_NAME}, fitted to the same pairs, reaches {skill:+.2f}"
     return f"Is a transformer needed? {word}: {reaches} (the model's lead is {lead})."

@@ -93,7 +93,7 @@ def test_a_damaged_last_pt_is_refused_and_the_latest_intact_one_offered(tmp_path
             find_run(tmp_path)
     (tmp_path / "checkpoint_epoch_10.pt").unlink()
     (tmp_path / "last.pt").unlink()
-    with pytest.raises(UserError, match=r"last\.pt: missing; choose another --checkpoint_dir, or --resume never"):
+    with pytest.raises(UserError, match=r"last\.pt: missing; choose another --checkpoint_dir, or add --resume never"):
         find_run(tmp_path)
 
 

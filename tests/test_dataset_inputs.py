@@ -53,7 +53,7 @@ def test_quiet_and_broken_music_is_named_counted_and_left_out(tmp_path, create):
     starts = {(r.source, r.start_s) for r in metadata.pairs}
     assert {s for n, s in starts if n == "half quiet.wav"} == {3, 4}
     assert {s for n, s in starts if n == "nan.wav"} == {1, 2}
-    assert "note nan.wav: segments with NaN or samples beyond 100 times full scale, left out: 1" in result.stderr
+    assert "note nan.wav: left out 1 of 4 segments: NaN or samples beyond 100 times full scale" in result.stderr
     assert metadata.settings["skipped_files"] == "7" and metadata.settings["non_finite_segments"] == "1"
     assert "cover.jpg" not in result.stderr
 

@@ -27,7 +27,7 @@ def test_added_music_needs_no_flag_and_moves_no_track(tmp_path, create, fails):
     assert digests <= set(metadata_of(tmp_path / "d").digests.values()), "the old embeddings cannot be used again"
     shutil.move(tmp_path / "m", tmp_path / "elsewhere")
     write_track(tmp_path / "m" / "other.wav", 6, seed=99)
-    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of other music")
+    fails(SCRIPT, *flags(tmp_path / "m", tmp_path / "d"), says="a dataset of different music")
 
 
 @pytest.mark.parametrize("happens", ["moved", "re-encoded"])

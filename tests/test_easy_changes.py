@@ -99,7 +99,7 @@ def test_another_scheduler_does_not_resume_a_run(copy):
         "train_simple_worker.py", old, "    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)\n"
     )
     copy.edit("training/state.py", "self.scheduler.step(val_mse)", "self.scheduler.step()")
-    assert "last.pt: saved with another scheduler; choose another" in copy.train("--epochs", 3, status=1)
+    assert "last.pt: saved with a different scheduler; choose another" in copy.train("--epochs", 3, status=1)
     copy.train("--epochs", 3, "--resume", "never")
     assert [line["lr"] for line in copy.metrics()[1:]] == pytest.approx([1e-4, 0.75e-4, 0.25e-4])
 
@@ -126,10 +126,10 @@ def test_a_new_model_setting_needs_only_a_flag_and_its_use(copy):
     )
     # A run that was saved before the setting existed had its default.
     said = copy.train("--epochs", 2, "--causal", status=1)
-    assert "last.pt: holds another model (causal False, not True); choose another --checkpoint_dir" in said
+    assert "last.pt: contains a different model (causal False, not True); choose another --checkpoint_dir" in said
     copy.train("--epochs", 1, "--causal", "--resume", "never")
     said = copy.train("--epochs", 2, status=1)
-    assert "last.pt: holds another model (causal True, not False); choose another --checkpoint_dir" in said
+    assert "last.pt: contains a different model (causal True, not False); choose another --checkpoint_dir" in said
     copy.train("--epochs", 2, "--causal")
     code = (
         "import torch\n"

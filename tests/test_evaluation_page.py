@@ -125,7 +125,7 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     notes = " ".join(found["notes"])
     assert "1 of 1 validation tracks are also in the training split" in notes
     assert "1 of 1 true continuations are also in the training split, sample for sample" in notes
-    assert "not the validation split of the training" in notes
+    assert "not the validation split used in training" in notes
     assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()
 
 

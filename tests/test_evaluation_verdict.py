@@ -28,8 +28,8 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
         (evidence(), "works", "It leads every baseline"),
         (evidence(tracks=9), "undecided", "9 tracks for validation, but 10 are needed"),
         (evidence(shared=2), "undecided", "2 of 10 tracks were also used for training"),
-        (evidence(input_cost=AROUND), "better_than_average", "not shown to use its input"),
-        (evidence(input_cost=None), "better_than_average", "not shown to use its input"),
+        (evidence(input_cost=AROUND), "better_than_average", "no evidence that it uses its input"),
+        (evidence(input_cost=None), "better_than_average", "no evidence that it uses its input"),
         (evidence(loop=AROUND), "better_than_average", "not ahead of looping the input"),
         (evidence(ridge=BELOW), "better_than_average", "behind ridge regression"),
         (evidence(repeat_input=AROUND), "copies", "not ahead of repeating the input"),
@@ -55,10 +55,10 @@ def test_the_rule_case_by_case(found, outcome, says):
     ("found", "word"),
     [
         (evidence(clip_ridge=ABOVE), "Yes"),
-        (evidence(clip_ridge=AROUND), "Not shown"),
-        (evidence(clip_ridge=Interval(-0.005, -0.009, -0.001)), "Not shown"),
+        (evidence(clip_ridge=AROUND), "Unclear"),
+        (evidence(clip_ridge=Interval(-0.005, -0.009, -0.001)), "Unclear"),
         (evidence(clip_ridge=BELOW), "No"),
-        (evidence(skill=BELOW, clip_ridge=ABOVE), "Not shown"),  # the model leads, but both are worse than the mean
+        (evidence(skill=BELOW, clip_ridge=ABOVE), "Unclear"),  # the model leads, but both are worse than the mean
     ],
 )
 def test_an_equally_good_linear_map_questions_only_the_transformer(found, word):

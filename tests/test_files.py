@@ -90,7 +90,7 @@ def no_locks(*_: object) -> None:
 def test_the_error_names_the_process_that_holds_a_folder(tmp_path, monkeypatch):
     with (
         lock_folder(tmp_path, "an evaluation"),
-        pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation, process {os.getpid()} on "),
+        pytest.raises(UserError, match=rf"{tmp_path}: in use by an evaluation \(process {os.getpid()} on "),
         lock_folder(tmp_path, "another"),
     ):
         pass

@@ -88,7 +88,7 @@ def test_available_packages_are_fetched_once(tmp_path, archive):
     music = tmp_path / "music"
     done = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert done.stdout.startswith(f"downloading 0 MB to {music}/, packages: 2\n") and names(music) == EXPECTED
-    assert "asc-music: not in this release's package lists; continuing without it" in done.stderr
+    assert "no package in this release matches asc-music; continuing without it" in done.stderr
     assert len(done.stderr.splitlines()) == 6
     rows = [row.split("\t") for row in (music / "SOURCES.txt").read_text().splitlines()]
     assert rows[0] == ["package", "version", "files", "hours", "license_file"]
@@ -122,7 +122,7 @@ def test_what_is_missing_gives_one_line_with_the_remedy(tmp_path, archive):
 
     for deb in (archive.folder / "repo").glob("*.deb"):
         deb.unlink()  # as without a network: the package is listed but not available
-    assert "wesnoth-1.18-music: no download (" in last_line(**archive.env)
+    assert "wesnoth-1.18-music: could not be downloaded (" in last_line(**archive.env)
     shutil.rmtree(archive.folder / "lists")
     (archive.folder / "lists/partial").mkdir(parents=True)
     (archive.folder / "sources.list").write_text("")

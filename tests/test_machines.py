@@ -116,7 +116,7 @@ def test_a_launchers_leftover_variables_are_named_or_ignored(small_dataset, tmp_
     fails(*train, says="WORLD_SIZE='two': not a whole number")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("LOCAL_RANK", "")
-    assert "finished already" in run(*train).stdout
+    assert "already finished" in run(*train).stdout
 
 
 @pytest.mark.parametrize("script", STARTS_AT_ONCE)
@@ -161,7 +161,7 @@ def test_a_read_only_home_gives_one_line_that_names_the_remedy(small_dataset, tm
     (tmp_path / "home").mkdir()
     setup = f"mount -t tmpfs -o ro none {tmp_path / 'home'}"
     line = one_line(in_namespace(setup, *args, **proxy).stderr, "no EnCodec weights at")
-    assert "TORCH_HOME moves the folder" in line and "--encodec_weights FILE" in line
+    assert "set TORCH_HOME to use another folder" in line and "--encodec_weights FILE" in line
 
 
 @pytest.mark.slow
@@ -170,14 +170,16 @@ def test_a_read_only_dataset_gives_one_line_that_names_cache_dir(small_dataset, 
     shutil.copytree(small_dataset, folder, ignore=lambda *_: [".embedding_cache"])
     args = ("train_simple_ddp.py", "--dataset_dir", folder, "--checkpoint_dir", tmp_path / "run", *UNTRAINED)
     setup = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
-    one_line(in_namespace(setup, *args).stderr, "name another folder with --cache_dir")
+    one_line(in_namespace(setup, *args).stderr, "choose another folder with --cache_dir")
 
 
 def test_a_gpu_whose_driver_is_too_old_is_named_with_both_versions(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 11040, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    with pytest.raises(devices.UserError, match=r"driver supports CUDA 11\.4 and torch .* was built for CUDA 12\.8"):
+    with pytest.raises(
+        devices.UserError, match=r"driver is too old \(it supports CUDA 11\.4, torch .* was built for 12\.8\)"
+    ):
         devices.pick_device("cuda")
 
 

@@ -110,7 +110,7 @@ def test_a_finished_run_says_so(small_dataset, tmp_path, run, uninterrupted):
         file.write('{"epoch": 7, "train_')
     before = load(uninterrupted / "last.pt")
     for args in (SIX, ("--epochs", 2, "--batch_size", 4)):
-        assert "finished already: all epochs done" in run(*command(small_dataset, tmp_path / "run", *args)).stdout
+        assert "already finished: all epochs done" in run(*command(small_dataset, tmp_path / "run", *args)).stdout
         assert not difference(load(tmp_path / "run" / "last.pt"), before)
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
 
@@ -172,8 +172,13 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
 
 def test_another_model_is_refused(small_dataset, tmp_path, uninterrupted, fails):
     same = command(small_dataset, uninterrupted, *SIX)
-    fails(*same, "--num_layers", 2, says="holds another model (num_layers 1, not 2); choose another --checkpoint_dir")
-    fails(*same, "--num_heads", 4, says="holds another model (num_heads 8, not 4)")
+    fails(
+        *same,
+        "--num_layers",
+        2,
+        says="contains a different model (num_layers 1, not 2); choose another --checkpoint_dir",
+    )
+    fails(*same, "--num_heads", 4, says="contains a different model (num_heads 8, not 4)")
 
 
 def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, run, fails, uninterrupted):
@@ -184,7 +189,7 @@ def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, ru
     assert metrics(tmp_path / "warm")[0]["val_mse"] == pytest.approx(load(best)["val_mse"], rel=1e-6)
     log = run(*command(small_dataset, tmp_path / "warm", *args, "--epochs", 2)).stdout
     assert "ignored, because this run already has weights" in log and len(metrics(tmp_path / "warm")) == 2
-    says = "holds another model (num_layers 1, not 2); name another with --init_from"
+    says = "contains a different model (num_layers 1, not 2); use another checkpoint with --init_from"
     fails(*command(small_dataset, tmp_path / "other", *args, "--num_layers", 2), says=says)
     fails(*command(small_dataset, tmp_path / "none", "--init_from", tmp_path / "no.pt"), says="no.pt: no such")
 

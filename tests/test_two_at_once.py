@@ -58,10 +58,12 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path, small_music, small_data
     evaluate = ("evaluate_continuation.py", "--checkpoint", trained / "best_model.pt", "--dataset_dir", small_dataset)
     commands = {
         "dataset creation": ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path),
-        "a training": ("train_simple_ddp.py", "--dataset_dir", small_dataset, *UNTRAINED, "--checkpoint_dir", tmp_path),
+        "a training run": (
+            "train_simple_ddp.py", "--dataset_dir", small_dataset, *UNTRAINED, "--checkpoint_dir", tmp_path
+        ),
         "an evaluation": (*evaluate, *UNTRAINED, "--output_dir", tmp_path),
-    }
+    }  # fmt: skip
     for what, command in commands.items():
         with lock_folder(tmp_path, what):
-            fails(*command, says=f"{tmp_path}: in use by {what}, process {os.getpid()} on ")
+            fails(*command, says=f"{tmp_path}: in use by {what} (process {os.getpid()} on ")
         assert [path.name for path in tmp_path.iterdir()] == [".lock"], what

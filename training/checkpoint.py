@@ -35,18 +35,18 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     damaged (torch stores a CRC-32 of every tensor), of an earlier version, or not a checkpoint of this project.
     """
     try:
-        content = io.BytesIO(Path(path).read_bytes())  # read once: a running training may replace the file
+        content = io.BytesIO(Path(path).read_bytes())  # read once: a running training job may replace the file
         with zipfile.ZipFile(content) as archive:
-            # torch checks no CRC, and leaves the memory of an entry that is marked as a folder as it was.
+            # torch does not check the CRC, and leaves memory uninitialized for an entry marked as a folder.
             if archive.testzip() is not None or any(entry.external_attr & FOLDER for entry in archive.infolist()):
                 raise ValueError("wrong CRC-32, or a folder")
         content.seek(0)
         checkpoint = torch.load(content, map_location=device, weights_only=True)
         version = checkpoint["format"]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint; train first (train_simple_ddp.py) or name another") from error
+        raise UserError(f"{path}: no such checkpoint; train first (train_simple_ddp.py) or choose another") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder; name a checkpoint in it, {BEST} for example") from error
+        raise UserError(f"{path}: is a folder; use a checkpoint in it, such as {BEST}") from error
     except OSError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise many kinds for a damaged or foreign file
@@ -59,7 +59,7 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
 def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, device: torch.device) -> FrozenEncodec:
     """Load the codec that the checkpoint at `path` was trained with, from `weights` or from where it was then.
 
-    Raises UserError if the weights are missing, or are those of another codec.
+    Raises UserError if the weights are missing, or are those of a different codec.
     """
     trained_with = checkpoint["encodec_weights"]
     try:
@@ -95,7 +95,7 @@ def find_run(folder: Path) -> dict | None:
         offer = f"copy {max(usable)[1]} over it to resume from there, " if usable else ""
         state = "damaged, or not this project's" if (folder / LAST).exists() else "missing"
         raise UserError(
-            f"{folder / LAST}: {state}; {offer}choose another --checkpoint_dir, or --resume never"
+            f"{folder / LAST}: {state}; {offer}choose another --checkpoint_dir, or add --resume never"
         ) from error
 
 

@@ -32,11 +32,13 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "AdamW's weight decay", type=number(float, at_least=0))
     patience: int = setting(20, "stop after this many epochs without a better validation MSE", type=COUNT)
     scheduler_factor: float = setting(
-        0.5, "multiply the learning rate by this on a plateau", type=number(float, above=0, below=1)
+        0.5, "factor for the learning rate on a plateau", type=number(float, above=0, below=1)
     )
-    scheduler_patience: int = setting(5, "epochs without progress to allow before that", type=number(int, at_least=0))
-    max_grad_norm: float = setting(1.0, "clip gradients to this norm", type=number(float, above=0))
-    checkpoint_every: int = setting(10, "keep a checkpoint_epoch_N.pt every this many epochs", type=COUNT)
+    scheduler_patience: int = setting(
+        5, "epochs without improvement before lr is reduced", type=number(int, at_least=0)
+    )
+    max_grad_norm: float = setting(1.0, "clip gradients with a larger norm to this norm", type=number(float, above=0))
+    checkpoint_every: int = setting(10, "number of epochs between checkpoint_epoch_N.pt files", type=COUNT)
     num_layers: int = setting(4, "transformer layers", type=number(int, at_least=1, at_most=1000))
     num_heads: int = setting(8, "attention heads", type=number(int, at_least=1, at_most=128))
     dropout: float = setting(0.1, "dropout on embeddings, residual branches and feed-forward", type=PROBABILITY)
@@ -54,7 +56,7 @@ class TrainConfig:
         choices=("auto", "never"),
     )
     init_from: str | None = setting(None, "start a new run from this checkpoint's weights", type=file_path)
-    no_cache: bool = setting(False, "encode each batch when it is used, and store nothing")
+    no_cache: bool = setting(False, "encode every batch each time it is used; store no embeddings")
     cache_dir: str | None = cache_setting()
     encodec_weights: str = weights_setting()
     seed: int = seed_setting("weights, data order and dropout")

@@ -54,7 +54,7 @@ def _stdout_discarded() -> Iterator[None]:
 
 
 def shard_indices(count: int) -> list[int]:
-    """This process's share of `count` items. All processes together have each item once."""
+    """This process's share of `count` items. Each item belongs to exactly one process."""
     return list(range(rank(), count, world_size()))
 
 

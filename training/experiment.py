@@ -52,12 +52,12 @@ def model_settings(model_class: type, config: TrainConfig, encoding_dim: int) ->
 
 
 def check_settings(model_class: type, config: TrainConfig, codec: Codec, saved: dict | None) -> dict[str, object]:
-    """The model's settings. Raises UserError if the saved run has another model or codec."""
+    """The model's settings. Raises UserError if the saved run has a different model or codec."""
     if codec.embedding_dim % config.num_heads:
         raise UserError(f"--num_heads {config.num_heads}: must divide the {codec.embedding_dim} embedding channels")
     settings = model_settings(model_class, config, codec.embedding_dim)
     if saved:
-        remedy = "choose another --checkpoint_dir, or --resume never"
+        remedy = "choose another --checkpoint_dir, or add --resume never"
         path = str(Path(config.checkpoint_dir, LAST))
         check_same_model(saved, path, model_class, settings, codec.fingerprint, remedy)
     return settings
@@ -66,7 +66,7 @@ def check_settings(model_class: type, config: TrainConfig, codec: Codec, saved: 
 def check_same_model(
     saved: dict, path: str, model_class: type, settings: dict[str, object], codec: str, remedy: str
 ) -> None:
-    """Raise UserError, ending in `remedy`, if the checkpoint at `path` has another model or codec than this run."""
+    """Raise UserError, ending in `remedy`, if the checkpoint at `path` has a different model or codec."""
     # If a setting did not exist yet when the checkpoint was saved, its default applied.
     defaults = {name: argument.default for name, argument in inspect.signature(model_class).parameters.items()}
     then = defaults | saved["model_config"]
@@ -78,4 +78,4 @@ def check_same_model(
     if saved["codec"] != codec:
         differences.append(f"codec {saved['codec']}, not {codec}")
     if differences:
-        raise UserError(f"{path}: holds another model ({'; '.join(differences)}); {remedy}")
+        raise UserError(f"{path}: contains a different model ({'; '.join(differences)}); {remedy}")

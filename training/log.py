@@ -91,9 +91,12 @@ def describe_data(train: PairBatches, val: PairBatches, data_hash: str) -> str:
 def describe_tracks(train: set[str], val: set[str]) -> str:
     """A warning if the validation split is too weak for a verdict, else empty."""
     if shared := len(train & val):
-        return f"*** {shared} of {len(val)} validation tracks are also trained on: val says nothing about new music"
+        return (
+            f"*** {shared} of {len(val)} validation tracks are also in the training split: "
+            "the validation loss says nothing about new music"
+        )
     if 0 < len(val) < TRACKS_FOR_A_VERDICT:
-        return f"validation tracks: {len(val)}, too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
+        return f"only {len(val)} validation tracks: too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
     return ""
 
 
@@ -108,7 +111,7 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
     )
 
 
-def listen_command(config: TrainConfig, checkpoint: Path) -> str:
+def evaluate_command(config: TrainConfig, checkpoint: Path) -> str:
     """The command that evaluates a checkpoint of this run. It also works while the run is training."""
     words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
     for flag in ("dataset_dir", "cache_dir"):

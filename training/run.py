@@ -16,7 +16,7 @@ from training.checkpoint import BEST, LAST, save_checkpoint
 from training.config import TrainConfig
 from training.curves import CURVES, draw_curves
 from training.distributed import gather, raise_on_rank_zero, rank
-from training.log import METRICS, append_metrics, describe_epoch, listen_command, log
+from training.log import METRICS, append_metrics, describe_epoch, evaluate_command, log
 from training.state import TrainState
 
 SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
@@ -65,14 +65,14 @@ def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
         draw_curves(run.folder / CURVES, run.folder / METRICS)
         run.synced_at = time.monotonic()
     if kept:
-        log(f"listen     {listen_command(run.config, kept)}")
+        log(f"evaluate   {evaluate_command(run.config, kept)}")
 
 
 def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.Tensor, indices: list[int]) -> None:
     """Raise UserError naming the pairs of the first step, on any process, whose loss or gradient is not finite.
 
-    A NaN in one process's loss makes the gradients of all processes NaN in the same step, and everything after it. So
-    the cause is in the earliest bad step, and there in the process whose loss is bad, if there is one.
+    A NaN in one process's loss makes the gradients of all processes NaN in that step and in all later ones. So the
+    cause is the earliest bad step, in the process whose loss is bad if there is one.
     """
     bad = [(step, 0) for step in (~losses.isfinite()).nonzero().flatten().tolist()]
     bad += [(step, 1) for step in (~grad_norms.isfinite()).nonzero().flatten().tolist()]

@@ -42,10 +42,11 @@ class TrainState:
         """Load the checkpoint at `path`, then apply the settings of `config` that differ from the saved run's.
 
         The scheduler's current learning rate stays, unless `config.lr` differs from the saved run's.
-        Raises UserError if the run was saved with another kind of scheduler.
+        Raises UserError if the run was saved with a different kind of scheduler.
         """
         if saved["scheduler"].keys() != self.scheduler.state_dict().keys():
-            raise UserError(f"{path}: saved with another scheduler; choose another --checkpoint_dir, or --resume never")
+            remedy = "choose another --checkpoint_dir, or add --resume never"
+            raise UserError(f"{path}: saved with a different scheduler; {remedy}")
         for group in saved["optimizer"]["param_groups"]:
             group["fused"] = self.optimizer.defaults["fused"]  # depends on the device, not on the checkpoint
         self.model.load_state_dict(saved["model"])
@@ -105,7 +106,7 @@ def changes(saved: dict, now: dict) -> dict[str, list]:
             changed[name] = [saved[key], now[key]]
     if saved["data"]["hash"] != now["data"]["hash"]:
         old, new = saved["data"]["pairs"], now["data"]["pairs"]
-        changed["pairs"] = [old, new if new != old else f"{new} others"]
+        changed["pairs"] = [old, new if new != old else f"{new} (different ones)"]
     return changed
 
 

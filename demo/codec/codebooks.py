@@ -71,19 +71,19 @@ def k_means(points: torch.Tensor, count: int, draw: torch.Generator) -> torch.Te
     def random_points() -> torch.Tensor:
         return points[torch.randint(len(points), (count,), generator=draw).to(points.device)]
 
-    centres = random_points()
+    centers = random_points()
     for _ in range(ROUNDS):
-        which = nearest(points, centres)
+        which = nearest(points, centers)
         sizes = torch.bincount(which, minlength=count)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, which, points)
-        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), random_points())
-    return centres
+        sums = torch.zeros_like(centers).index_add_(0, which, points)
+        centers = torch.where(sizes > 0, sums / sizes.clamp_min(1), random_points())
+    return centers
 
 
-def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+def nearest(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """The index of the nearest center for each point, [N]."""
-    half_norms = centres.square().sum(dim=1) / 2
-    return torch.cat([(some @ centres.T - half_norms).argmax(dim=1) for some in points.split(8192)])
+    half_norms = centers.square().sum(dim=1) / 2
+    return torch.cat([(some @ centers.T - half_norms).argmax(dim=1) for some in points.split(8192)])
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ The model is EnCodec's encoder and decoder with a quarter of the filters. It lea
 frozen, and its embeddings are scaled so that distances equal errors in the waveform. Codebooks for 6 kbit/s are fitted
 to them. Finally the decoder trains alone, with half of its inputs quantized.
 
-Writes codec-XXXXXXXX.th into the output folder; XXXXXXXX begins its SHA-256. If it is killed, run it again: it resumes.
+Writes codec-XXXXXXXX.th to the output folder. XXXXXXXX is the start of its SHA-256. If it is killed, run it again: it
+resumes.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_finished_training_submitted_again_says_so(user: User, uninterrupted: Un
     command = "sbatch --dependency=afterany:JOBID run_train_simple.sh"
     job = user.submit(command, *TINY, replace={"JOBID": uninterrupted.job})
     assert user.cluster.wait(job)["ExitCode"] == "0:0"
-    assert "finished already" in user.job_log(job)
+    assert "already finished" in user.job_log(job)
     assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], uninterrupted.last["model"]["mean"])
 
 
@@ -100,7 +100,7 @@ def test_a_killed_canceled_or_requeued_training_gives_the_same_result(
     user.await_line("warned by SLURM, stopping the training", job)
     with contextlib.suppress(ProcessLookupError):  # ended already
         os.kill(frozen, signal.SIGCONT)
-    user.await_line("requeues itself before its time limit", job)
+    user.await_line("requeueing before the time limit", job)
     user.cluster.wait(job, "PENDING")
     user.shell(f"scontrol update jobid={job} TimeLimit=60")
     user.cluster.start_requeued(job)
@@ -151,7 +151,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, uninterrup
     user.cluster.start_requeued(job)
     await_next_epoch(user, folder, job)
     log = user.log().partition(f"== job {job}, start 1")[2]
-    assert "requeues itself" in log and "batch 1 x 4 = 4" in log
+    assert "requeueing" in log and "batch 1 x 4 = 4" in log
 
     os.kill(launcher(job, "node2"), signal.SIGKILL)
     assert user.cluster.wait(job, timeout_s=60)["JobState"] == "FAILED"
@@ -221,7 +221,7 @@ def test_wrong_use_ends_in_seconds_with_one_line(
         "no_gpu_seen": (user.folder, [train, *UNTRAINED], {}, "torch sees no CUDA GPU"),
         "no_gpu_given": (user.folder, ["--gpus-per-node=0", train, *TINY], {}, "--gpus-per-node"),
         "no_dataset": (user.folder, [train, *TINY, "--dataset_dir", "nothing"], {}, "create the dataset first"),
-        "no_python": (bare, [train, *TINY], no_python, "make .venv first"),
+        "no_python": (bare, [train, *TINY], no_python, "create .venv first"),
         "not_the_repository": (elsewhere, [user.folder / train, *TINY], {}, "call sbatch from its folder"),
         "make_no_music": (user.folder, [make, "--input_dir", "nothing"], {}, "nothing"),
     }
