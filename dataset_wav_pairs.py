@@ -88,7 +88,7 @@ class WavPairsDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Read or encode several pairs together. A DataLoader calls this."""
+        """Read or encode several pairs together. WAV 2i is the input of pair i, and WAV 2i + 1 its output."""
         wavs = [wav for index in indices for wav in (2 * index, 2 * index + 1)]
         embeddings = self.embeddings(wavs)
         return list(zip(embeddings[::2], embeddings[1::2], strict=True))
@@ -142,8 +142,8 @@ class WavPairsDataset(Dataset):
                 for write in writes:
                     write.result()
                 if self.cache is not None:
-                    kept = zip(places, embeddings.cpu().numpy(), strict=True)
-                    writes = [pool.submit(self.cache.write, self.segment_keys[wavs[i]].decode(), x) for i, x in kept]
+                    keys = [self.segment_keys[wavs[place]].decode() for place in places]
+                    writes = [*map(functools.partial(pool.submit, self.cache.write), keys, embeddings.cpu().numpy())]
                 yield places, embeddings
             for write in writes:
                 write.result()
@@ -166,7 +166,8 @@ class WavPairsDataset(Dataset):
         predecessor = self.segments.predecessors[wav]
         if predecessor < 0:
             return self.segments.read(wav)
-        context_samples = min(self.codec.warmup_frames * self.codec.hop_length, self.num_samples)
+        context_frames = min(self.codec.warmup_frames, self.num_samples // self.codec.hop_length)
+        context_samples = context_frames * self.codec.hop_length
         context = self.segments.read(predecessor)[self.num_samples - context_samples :]
         return np.concatenate([context, self.segments.read(wav)])
 

@@ -101,21 +101,20 @@ def set_up(
     metadata = {
         "config": dataclasses.asdict(config),
         "code": hash_code(),
-        "loss": describe_loss(loss_function),
+        "loss": describe_loss(loss_function, (codec.embedding_dim, train_set.num_frames), device),
         "world_size": world_size(),
         "precision": precision,
         "data": {"hash": data_hash, "pairs": len(train_set) + len(val_set)},
         "codec": codec.fingerprint,
-        "codec_is_pretrained": codec.is_pretrained,
         "encodec_weights": weights_source(config.encodec_weights),
-        "sample_rate": codec.sample_rate,
         "num_samples": train_set.num_samples,
     }
     state = build_state(config, settings, device)
     log(f"model      {count_parameters(state.model):,} trainable parameters")
     if metadata["loss"] != MSE:
         log(f"loss       {metadata['loss']}: the lines below call it MSE")
-    changed = changes(saved, metadata) if saved else {}
+    # A run that was killed before its next epoch ended has not logged its earlier changes yet.
+    changed = saved.get("changed", {}) | changes(saved, metadata) if saved else {}
     run = Run(config, device, train_data, val_data, state.model, metadata, changed)
     if saved:
         resume(run, state, saved)
@@ -145,15 +144,16 @@ def start(run: Run, state: TrainState) -> None:
     """Start a new run: compute the training split's statistics, or load weights and statistics from --init_from."""
     config = run.config
     if config.init_from:
+        if Path(config.init_from).resolve().parent == run.folder.resolve():  # the new run would remove it
+            raise UserError(f"--init_from {config.init_from}: choose another --checkpoint_dir than its own")
         initial = load_checkpoint(config.init_from, run.device)
         settings, codec, remedy = state.model.config, run.metadata["codec"], "use another checkpoint with --init_from"
         check_same_model(initial, config.init_from, SimpleTransformer, settings, codec, remedy)
         state.model.load_state_dict(initial["model"])
         log(f"weights    from {config.init_from}, epoch {initial['epoch']}")
     else:
-        state.model.set_statistics(
-            *channel_statistics(run.train_data(shard_indices(len(run.train_data.dataset)), config.batch_size))
-        )
+        pairs = run.train_data(shard_indices(len(run.train_data.dataset)), config.batch_size)
+        state.model.set_statistics(*channel_statistics(pairs))
     measure_baselines(run, state)
     if rank() == 0:
         remove_run(run.folder)
@@ -165,11 +165,11 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
     """Resume the run after its last finished epoch, with the current settings and data.
 
     If the data changed, the model keeps its statistics, because they belong to its weights. If the data or the loss
-    changed, the baselines and the best value are measured again.
+    changed and there are epochs left, the baselines and the best value are measured again.
     """
     state.restore(saved, run.config, run.folder / LAST)
     log(f"resuming   {run.folder / LAST}: after epoch {state.epoch}")
-    is_remeasured = not run.changed.keys().isdisjoint(("pairs", "loss"))
+    is_remeasured = state.epoch < run.config.epochs and ("pairs" in run.changed or "loss" in run.changed)
     if is_remeasured:
         measure_baselines(run, state)
         state.reset_best(validate(run, state)[0])
@@ -179,8 +179,8 @@ def resume(run: Run, state: TrainState, saved: dict) -> None:
         log(f"--init_from {run.config.init_from}: ignored, because this run already has weights")
     if rank() == 0:
         start_metrics(run.folder / METRICS, state.baselines, epochs_done=state.epoch)
-        if is_remeasured:  # best_model.pt must hold the weights that now count as the best
-            run.save([run.folder / BEST], state, state.best_mse)
+        if is_remeasured:  # the current weights now count as the best
+            run.save([run.folder / BEST, run.folder / LAST], state, state.best_mse)
 
 
 def measure_baselines(run: Run, state: TrainState) -> None:
@@ -199,8 +199,7 @@ def measure_baselines(run: Run, state: TrainState) -> None:
 
 def train(run: Run, state: TrainState) -> None:
     """Train until all epochs are done or the validation loss has stopped falling."""
-    already = bool(state.stop_reason(run.config))
-    last_saved = state.epoch
+    was_finished, last_saved = bool(state.stop_reason(run.config)), state.epoch
     try:
         while not state.stop_reason(run.config):
             run_epoch(run, state)
@@ -208,11 +207,12 @@ def train(run: Run, state: TrainState) -> None:
         if rank() == 0:
             draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command resumes after epoch {last_saved}") from None
-    if already:
+        command = "the same command" + " without --resume never" * (run.config.resume == "never")
+        raise KeyboardInterrupt(f"{command} resumes after epoch {last_saved}") from None
+    if was_finished:
         log(describe_changed_code(run.changed))
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"
-    log(f"{'already finished' if already else 'finished'}: {state.stop_reason(run.config)}; {best}")
+    log(f"{'already finished' if was_finished else 'finished'}: {state.stop_reason(run.config)}; {best}")
 
 
 def run_epoch(run: Run, state: TrainState) -> None:
@@ -261,11 +261,10 @@ def train_epoch(run: Run, state: TrainState) -> tuple[float, float]:
         loss.backward()
         grad_norms.append(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.max_grad_norm))
         state.optimizer.step()
-        losses.append(loss.detach())
+        losses.append(loss.detach() * len(inputs))
     losses, grad_norms = torch.stack(losses).cpu(), torch.stack(grad_norms).cpu()
     check_finite(run, epoch, losses, grad_norms, indices)
-    sizes = [min(config.batch_size, len(indices) - start) for start in range(0, len(indices), config.batch_size)]
-    total = sum_over_ranks((losses.double() * torch.tensor(sizes)).sum())
+    total = sum_over_ranks(losses.double().sum())
     return total.item() / (len(indices) * world_size()), grad_norms.mean().item()
 
 

@@ -62,7 +62,7 @@ def select_pairs(
     promised = {source: max(1, int(seconds / cut.segment_duration) - 1) for source, seconds in lengths_s.items()}
     selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
     tracks = selection.tracks
-    splits = known = earlier.known(sources, tracks)
+    splits = known = earlier.known(sources, tracks)  # by their paths, because nothing has been read yet
     while True:
         capacities = {s: _capacity(promised[s], tracks.get(s), found.get(s, [])) for s in sources}
         counts, val = _plan(capacities, splits, selection.songs, max_pairs, val_pairs)
@@ -74,6 +74,7 @@ def select_pairs(
         tracks.update((track.source, track) for track in Progress().over(staged, len(work), "tracks cut"))
         known = earlier.known(sources, tracks)
         # Of two copies, use the known one, else the longer one (a download may be incomplete), else the larger file.
+        # Lengths are in segments, one more than pairs.
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
         order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
         found, selection.skipped, links = _compare(order, tracks)
@@ -99,7 +100,7 @@ def _plan(
     songs_in_order = [songs.get(source, source) for source in sources]
     val = choose_validation_songs(numbers, max_pairs, val_pairs, [*map(splits.get, sources)], songs_in_order)
     counts = dict(zip(sources, plan(numbers, max_pairs, val_pairs, val), strict=True))
-    if sum(map(bool, numbers)) == 1:  # split_in_time loses a pair at its cut
+    if sum(map(bool, numbers)) == 1:  # split_in_time drops up to two pairs at its cut
         counts = {source: count and max_pairs + 2 for source, count in counts.items()}
     return counts, {sources[i] for i in val}
 
@@ -121,10 +122,11 @@ def _compare(
             found[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
             continue
         found[source] = usable_pairs(track, owners)
-        others = dict.fromkeys(owners[s.digest] for s in track.segments if s.usable and owners[s.digest] != source)
+        owners_here = dict.fromkeys(owners[segment.digest] for segment in track.segments if segment.usable)
+        others = [owner for owner in owners_here if owner != source]
         links += [(other, source) for other in others]
         if not found[source]:
-            reasons[source] = f"same audio as {next(iter(others))}" if others else track.problem
+            reasons[source] = f"same audio as {others[0]}" if others else track.problem
     return found, reasons, links
 
 
@@ -134,11 +136,12 @@ def _fix_splits(
     """Fix the splits of tracks that have an earlier split or share audio with another.
 
     Tracks that share audio go to training. A track that shares audio with a validation track of an earlier dataset is
-    left out. Stems of one song don't count as sharing, because they stay in one split anyway.
+    left out: its pairs in `found` are removed. Stems of one song don't count as sharing, because they stay in one split
+    anyway. Returns the splits by source.
     """
     splits, selection.sharing = dict(known), set()
     links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]
-    for link in sorted(links, key=lambda link: "val" not in map(known.get, link)):
+    for link in sorted(links, key=lambda link: not any(known.get(source) == "val" for source in link)):
         if not all(found[source] for source in link):
             continue
         in_val = [source for source in link if known.get(source) == "val"]
@@ -158,12 +161,14 @@ def _read_prints(track: Track) -> np.ndarray:
 
 
 def _capacity(promised: int, track: Track | None, pairs: list[Pair]) -> int:
-    """How many pairs a track has, as far as we know."""
+    """How many pairs a track has, as far as we know. promised: the number by its header."""
     if track is None:
         return promised
     if track.is_whole or not pairs:
         return len(pairs)
-    return promised if len(pairs) < promised else 2 * len(pairs) + 1  # longer than its header says
+    if len(pairs) < promised:
+        return promised
+    return 2 * len(pairs) + 1  # it is longer than its header says, so read about twice as much
 
 
 def _staged(track: Track, pairs: list[Pair]) -> list[Pair]:

@@ -47,7 +47,10 @@ def usable_pairs(track: Track, owners: dict[str, str]) -> list[Pair]:
 
     `owners` maps the digests seen so far to their tracks. It is updated.
     """
-    good = [s.usable and owners.setdefault(s.digest, track.source) == track.source for s in track.segments]
+    for segment in track.segments:
+        if segment.usable:
+            owners.setdefault(segment.digest, track.source)
+    good = [segment.usable and owners[segment.digest] == track.source for segment in track.segments]
     return [Pair(track, k) for k in range(len(good) - 1) if good[k] and good[k + 1]]
 
 
@@ -102,7 +105,8 @@ def choose_validation(
     if val_pairs == 0 or len(usable) < 2:
         return set()
     part, total = val_pairs / max_pairs, sum(capacities)
-    tracks = min(val_pairs, max(1, min(TRACKS_FOR_A_VERDICT, len(usable) // 3), round(len(usable) * part)))
+    third = min(TRACKS_FOR_A_VERDICT, len(usable) // 3)
+    tracks = min(val_pairs, max(1, third, round(len(usable) * part)))
     pairs = min(val_pairs, round(total * part))
     val = {i for i in usable if known[i] == "val"}
     new = [i for i in usable if known[i] is None]
@@ -112,7 +116,9 @@ def choose_validation(
         if len(val) >= tracks and sum(_val_capacities(capacities, val_pairs, val)) >= pairs:
             break
         val.add(i)
-    return val if len(val) < len(usable) else val - {max(val, key=lambda i: (known[i] != "val", capacities[i]))}
+    if len(val) == len(usable):  # training needs one: the largest, and a new one if there is any
+        val.remove(max(val, key=lambda i: (known[i] != "val", capacities[i])))
+    return val
 
 
 def _val_capacities(capacities: Sequence[int], val_pairs: int, val: set[int]) -> list[int]:
@@ -130,7 +136,8 @@ def plan(capacities: Sequence[int], max_pairs: int, val_pairs: int, val: set[int
 
 def split_in_time(pairs: list[Pair], max_pairs: int, val_pairs: int) -> tuple[list[Pair], list[Pair]]:
     """(train, val) of a single track: its end is for validation, and pairs across the cut are dropped."""
-    wanted = min(val_pairs, max(1, round(min(len(pairs), max_pairs) * val_pairs / max_pairs))) if val_pairs else 0
+    share = round(min(len(pairs), max_pairs) * val_pairs / max_pairs)
+    wanted = min(val_pairs, max(1, share))
     pairs = pairs[: max_pairs + 2]
     if wanted and len(pairs) > 1:
         val = pairs[len(pairs) - wanted :]

@@ -19,7 +19,7 @@ def songs_of_stems(sources: Iterable[str]) -> dict[str, str]:
     """Find stems and their songs by file name: {source: song}.
 
     Two files are stems of one song if their names differ only in the part. If the name is only a part, they must be in
-    the same folder. A file with just the song's name is its mix and belongs to it too.
+    the same folder. A file with just the song's name is its mix and belongs to it too, even if there is only one stem.
     """
     parts: dict[str, dict[str, str]] = defaultdict(dict)  # song -> {source: part}
     names = {source: _words(Path(source).stem) for source in sources}
@@ -27,7 +27,8 @@ def songs_of_stems(sources: Iterable[str]) -> dict[str, str]:
         if match := STEM_NAME.fullmatch(name):
             song = match["song"] or str(Path(source).parent)
             parts[song][source] = match["part"]
-    songs = {song: stems for song, stems in parts.items() if len(set(stems.values())) > 1}
+    plain = set(names.values())
+    songs = {song: stems for song, stems in parts.items() if len(set(stems.values())) > 1 or song in plain}
     mixes = {_words(Path(song).name): song for song in songs}
     found = {source: song for song, stems in songs.items() for source in stems}
     return {source: mixes[name] for source, name in names.items() if name in mixes} | found

@@ -19,6 +19,7 @@ from audio.codec import Codec
 from common.errors import UserError
 from common.progress import Progress
 from dataset.pairs import read_pcm16
+from dataset.selection import spread
 from evaluation.baselines import FittedBaselines, loop
 from evaluation.clip_ridge import BLOCK, Pairs
 from evaluation.measures import Errors, by_track, compare
@@ -77,15 +78,8 @@ def spread_over_tracks(tracks: list[str], limit: int, seed: int, in_runs: bool =
     groups = list(by_track(tracks).values())
     rng = random.Random(seed)
     rng.shuffle(groups)
-    quotas = [0] * len(groups)
-    left = min(limit, len(tracks))
-    while left:
-        for g, group in enumerate(groups):
-            if left and quotas[g] < len(group):
-                quotas[g] += 1
-                left -= 1
     chosen: list[int] = []
-    for group, quota in zip(groups, quotas, strict=True):
+    for group, quota in zip(groups, spread([*map(len, groups)], limit), strict=True):
         if in_runs:
             start = rng.randint(0, len(group) - quota)
             chosen += group[start : start + quota]
@@ -183,7 +177,7 @@ class Comparison:
         metrics, chosen = SoundMetrics(self.codec), set(sound_pairs)
         for index in range(len(self.dataset)):
             found = self.continuations(index)
-            target = found["ceiling"]
+            target = found["ceiling"]  # the true embedding
             for name, continuation in found.items():
                 measured = compare(continuation, target, self.fitted.mean, self.codec.frame_rate)
                 errors.setdefault(name, []).append(measured)
@@ -202,7 +196,7 @@ class Comparison:
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
         truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.pairs[index][1]))[None])
-        for name in filter(found.__contains__, SOUND_ROWS):
+        for name in (name for name in SOUND_ROWS if name in found):
             clip = metrics.decode(found[name], keys.get(name, ""))
             sound.setdefault(name, []).append(compare_sound(clip, truth))
 

@@ -6,7 +6,7 @@ Used by results.py.
 from __future__ import annotations
 
 from evaluation.horizon import SHORT_S, reach_s
-from evaluation.measures import BANDS, TrackErrors
+from evaluation.measures import BANDS, TINY, TrackErrors
 from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
 
 ABLATION_LABELS = {"input_shuffled": "shuffled in time", "input_swapped": "another track's"}
@@ -28,16 +28,12 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
         }
         for k, label in enumerate(BANDS)
     ]
-    inputs = [
-        {
-            "label": label,
-            "skill": errors.skill(name).value,
-            "cost": (cost := errors.lead("model", name)).value,
-            "cost_interval": (cost.low, cost.high),
-        }
-        for name, label in ABLATION_LABELS.items()
-        if name in errors.sums
-    ]
+    inputs = []
+    for name, label in ABLATION_LABELS.items():
+        if name in errors.sums:
+            cost = errors.lead("model", name)
+            found = {"label": label, "skill": errors.skill(name).value}
+            inputs.append(found | {"cost": cost.value, "cost_interval": (cost.low, cost.high)})
     skill, average = errors.skill("model").value, bands[0]
     of_average = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
     found = {"bands": bands, "inputs": inputs, "skill": skill}
@@ -90,7 +86,7 @@ def limit(
     still_improved: bool,
     horizon: dict,
 ) -> str:
-    """One line on what limits the model: the first two reasons that apply.
+    """One line on what limits the model: at most two of the first three reasons, or else the first other one.
 
     train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
     best. horizon: as in results.json. If the embeddings are not predictable, a model without skill needs no other
@@ -102,12 +98,10 @@ def limit(
             return f"What limits it: the embedding itself. {horizon['sentence']}"
     best = min(COMPARED, key=lambda name: evidence.leads[name].value)
     found = []
-    slope, new = by_tracks.slope("model"), by_tracks.pooled_skill("model")
-    if train_skill is not None and train_skill - new > 0.15:
-        found.append(
-            f"it fits its training pairs better than new ones (skill {train_skill:+.2f} against {new:+.2f}, pooled), "
-            "so more music may help"
-        )
+    slope, val_skill = by_tracks.slope("model"), by_tracks.pooled_skill("model")
+    if train_skill is not None and train_skill - val_skill > 0.15:
+        skills = f"skill {train_skill:+.2f} against {val_skill:+.2f}, pooled"
+        found.append(f"it fits its training pairs better than new ones ({skills}), so more music may help")
     if still_improved:
         found.append("its best epoch is the last one, so it was still improving when training ended")
     if evidence.leads[best].high < -LEAST_LEAD:
@@ -123,6 +117,6 @@ def limit(
         what = "each clip's average" if label == BANDS[0] else f"changes at {label}"
         has_skill = evidence.skill.low > LEAST_LEAD
         why = "it averages what it cannot know, as MSE demands" if has_skill else "it has learned almost nothing"
-        share = missed[label] / sum(missed.values())
+        share = missed[label] / max(sum(missed.values()), TINY)
         found.append(f"{why}; the largest part of what it misses ({share:.0%}) is {what}")
     return f"What limits it: {'; '.join(found[:2])}."

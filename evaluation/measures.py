@@ -162,8 +162,8 @@ class TrackErrors:
     """The errors of each row, summed over each track and divided by the track's error under the training mean.
 
     So every track counts once, however loud or long it is. With some codecs, a quiet track has almost no error under
-    the training mean. A small error would then give it a skill of −8, which alone would decide the mean. Such a track
-    counts as if it had a tenth of the usual error under the training mean.
+    the training mean. A small error would then give it a skill of −8, which alone would decide the mean. So errors are
+    divided by at least a tenth of the median track's error under the training mean. A quieter track counts for less.
     """
 
     def __init__(self, errors: dict[str, Errors], tracks: list[str]):
@@ -195,14 +195,15 @@ class TrackErrors:
         return ratio_over_tracks((mean - self.sums[row][part]) / scale, mean / scale)
 
     def share(self, part: str) -> np.ndarray:
-        """The share of the training mean's error in each second or band, averaged over tracks."""
-        parts = self.sums["training_mean"][part]
-        return np.mean(parts / self.scale.reshape(-1, *[1] * (parts.ndim - 1)), axis=0)
+        """The share of the training mean's error in each second or band, with tracks weighted as in `skill`."""
+        shares = (self.sums["training_mean"][part] / self.scale[:, None]).sum(axis=0)
+        return shares / max(shares.sum(), TINY)
 
     def lead(self, row: str, over: str) -> Estimate:
-        """One row's skill minus another's, averaged over tracks."""
-        leads = (self.total(over) - self.total(row)) / self.scale
-        return Estimate(leads.mean(axis=0), *interval_of_mean(leads))
+        """One row's skill minus another's."""
+        return ratio_over_tracks(
+            (self.total(over) - self.total(row)) / self.scale, self.total("training_mean") / self.scale
+        )
 
     def slope(self, row: str) -> float | None:
         """Calibration slope Σ(y − μ)(p − μ) ÷ Σ(p − μ)², the regression of truth on prediction.

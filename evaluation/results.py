@@ -21,6 +21,7 @@ from evaluation.measures import (
 )
 from evaluation.sound import SoundRow, sound_columns
 from evaluation.verdict import BASELINES, COMPARED, Evidence, Interval, verdict
+from training.experiment import MSE
 
 
 def measured_results(
@@ -94,9 +95,12 @@ def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, chan
 
 def track_table(by_tracks: TrackErrors, tracks: list[str], elements: int) -> list[dict[str, object]]:
     """The `tracks` of results.json: pairs, MSE, skill and the best baseline of each validation track."""
-    table = []
+    table, mean = [], by_tracks.total("training_mean")
     for number, (source, group) in enumerate(by_track(tracks).items()):
-        skills = {row: 1 - by_tracks.total(row)[number] / by_tracks.scale[number] for row in ("model", *BASELINES)}
+        skills = {
+            row: (mean[number] - by_tracks.total(row)[number]) / by_tracks.scale[number]
+            for row in ("model", *BASELINES)
+        }
         best = max(BASELINES, key=lambda name: skills[name])
         mse = by_tracks.total("model")[number] / (len(group) * elements)
         table.append(
@@ -112,7 +116,7 @@ def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
     def interval(estimate: Estimate) -> Interval:
         return Interval(*map(float, estimate))
 
-    totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *BASELINES)}
+    totals = {name: by_tracks.total(name).sum() for name in ("model", "training_mean", *COMPARED)}
     return Evidence(
         tracks=len(by_tracks.scale),
         shared_tracks=shared_tracks,
@@ -127,13 +131,14 @@ def gather_evidence(by_tracks: TrackErrors, shared_tracks: int) -> Evidence:
 def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, bool]:
     """The pooled skill on the training pairs in the evaluated epoch, and whether that epoch is the last and the best.
 
-    None and False if the log does not have that epoch.
+    None and False if the log does not have that epoch. No skill if the model was trained with another loss than MSE.
     """
     line = next((line for line in epochs if line["epoch"] == checkpoint["epoch"]), None)
     if line is None:
         return None, False
     still_improved = line is epochs[-1] and line["val_mse"] < min([e["val_mse"] for e in epochs[:-1]], default=0)
-    return 1 - line["train_mse"] / max(checkpoint["train_baseline"], 1e-30), still_improved
+    skill = 1 - line["train_mse"] / max(checkpoint["train_baseline"], 1e-30)
+    return skill if checkpoint["loss"] == MSE else None, still_improved
 
 
 def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
@@ -149,7 +154,7 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
             f"{copies} of {results['dataset']['pairs']} true continuations are also in the training split, sample for "
             "sample."
         )
-    if checkpoint["loss"] != "MSE":
+    if checkpoint["loss"] != MSE:
         found.append(
             f"The model was trained with a different loss, {checkpoint['loss']}. Skill and verdict still use MSE."
         )

@@ -57,8 +57,10 @@ SoundRow = list[tuple[float, float]]  # log-mel distance and chroma cosine of ea
 
 
 def compare_sound(clip: DecodedClip, truth: DecodedClip) -> tuple[float, float]:
-    """Log-mel distance and chroma cosine."""
-    return log_mel_distance(clip.log_mel, truth.log_mel), chroma_cosine(clip.chroma, truth.chroma)
+    """Log-mel distance and chroma cosine. A decoded clip may be up to a frame longer than the truth."""
+    pairs = zip((clip.log_mel, clip.chroma), (truth.log_mel, truth.chroma), strict=True)
+    (mel, true_mel), (chroma, true_chroma) = ([x[:, : y.shape[1]], y[:, : x.shape[1]]] for x, y in pairs)
+    return log_mel_distance(mel, true_mel), chroma_cosine(chroma, true_chroma)
 
 
 def sound_columns(row: SoundRow) -> dict[str, float | None]:

@@ -5,6 +5,8 @@ Used by results.py. The report shows RULE; `decide` is the same rule as code.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,10 +41,11 @@ OPENINGS = {
 }
 
 RULE = (
-    "A track's skill is 1 − its error ÷ its error under the training mean. (The latter is taken as at least a tenth of "
-    "the median track's, so that no quiet track decides.) The lead over a baseline is the model's skill minus "
-    "the baseline's, averaged over tracks. A lead counts if its whole 95% interval is above 0.01 and the model's error "
-    "over all pairs together is also lower. So neither a few quiet tracks nor a few loud ones can decide it. "
+    "A track's skill is 1 − its error ÷ its error under the training mean, and skill is the mean over tracks. (A "
+    "track whose error under the training mean is less than a tenth of the median track's counts for less, so that no "
+    "quiet track decides.) The lead over a baseline is the model's skill minus the baseline's. A lead counts if its "
+    "whole 95% interval is above 0.01 and the model's error over all pairs together is also lower. So neither a few "
+    "quiet tracks nor a few loud ones can decide it. "
     "Works: the model leads the training mean and every baseline (repeating the input, its average, regression by "
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
     "input costs it skill, with the whole interval above 0.01. "
@@ -66,7 +69,7 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        if self.low != self.low:  # nan, because there is only one track
+        if math.isnan(self.low):  # there is only one track
             return f"{self.value:+.2f}"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
@@ -79,7 +82,7 @@ class Evidence:
     shared_tracks: int  # also used for training
     skill: Interval
     leads: dict[str, Interval]  # over each of COMPARED
-    lower_error: dict[str, bool]  # than each of BASELINES and "training_mean", over all pairs together
+    lower_error: dict[str, bool]  # than each of COMPARED and "training_mean", over all pairs together
     skills: dict[str, float]  # of each of COMPARED
     input_cost: Interval | None  # the skill lost with another track's input, if there is another track
 
@@ -92,11 +95,10 @@ class Evidence:
     def uses_input(self) -> bool:
         return self.input_cost is not None and self.input_cost.low > LEAST_LEAD
 
-    @property
-    def closest(self) -> str:
+    def closest(self, baselines: Collection[str]) -> str:
         """The baseline that the model leads by least, among those that it does not beat, or among all."""
-        unbeaten = [name for name in BASELINES if not self.beats(name)]
-        return min(unbeaten or BASELINES, key=lambda name: self.leads[name].value)
+        unbeaten = [name for name in baselines if not self.beats(name)]
+        return min(unbeaten or baselines, key=lambda name: self.leads[name].value)
 
 
 def decide(evidence: Evidence) -> str:
@@ -119,16 +121,14 @@ def verdict(evidence: Evidence) -> dict[str, str | bool]:
         "outcome": outcome,
         "uses_input": evidence.uses_input,
         "sentence": f"{OPENINGS[outcome]}: {_reasons(evidence, outcome)}.",
-        "transformer": _needs_a_transformer(evidence),
+        "transformer": _needs_a_transformer(evidence, outcome),
         "rule": RULE,
     }
 
 
 def _reasons(evidence: Evidence, outcome: str) -> str:
     """The numbers behind an outcome, in words."""
-    baseline = evidence.closest
-    if outcome == "copies":
-        baseline = min((n for n in COPIES if not evidence.beats(n)), key=lambda name: evidence.leads[name].value)
+    baseline = evidence.closest(COPIES if outcome == "copies" else BASELINES)
     tracks = f"{evidence.tracks} track{'s' if evidence.tracks != 1 else ''}"
     value, low, high = evidence.skill
     if outcome == "undecided":
@@ -162,14 +162,13 @@ def _lead_over(baseline: str, evidence: Evidence) -> str:
     return f"It is not ahead of {name}, which has {skill:+.2f} (lead {lead})"
 
 
-def _needs_a_transformer(evidence: Evidence) -> str:
+def _needs_a_transformer(evidence: Evidence, outcome: str) -> str:
     """A sentence on the linear map that was fitted to the same pairs."""
     lead, skill = evidence.leads[LINEAR], evidence.skills[LINEAR]
-    if lead.high < -LEAST_LEAD:
+    word = "Unclear"
+    if outcome != "undecided" and lead.high < -LEAST_LEAD:
         word = "No"
-    elif lead.low > LEAST_LEAD and evidence.beats("training_mean"):
+    elif outcome != "undecided" and evidence.beats(LINEAR) and evidence.beats("training_mean"):
         word = "Yes"
-    else:
-        word = "Unclear"
     reaches = f"{LINEAR_NAME}, fitted to the same pairs, reaches {skill:+.2f}"
     return f"Is a transformer needed? {word}: {reaches} (the model's lead is {lead})."

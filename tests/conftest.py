@@ -106,7 +106,7 @@ def checkpoint_of(model, **others: object) -> dict:
     """The content of a checkpoint of `model`, for one-second segments of the untrained codec."""
     content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
     content |= {"encodec_weights": "untrained"}
-    content |= {"codec_is_pretrained": False, "sample_rate": 24000, "num_samples": 24000, "val_mse": 1.0}
+    content |= {"num_samples": 24000, "val_mse": 1.0, "loss": "MSE"}
     return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0, "channel_regression": 1.5}} | others
 
 

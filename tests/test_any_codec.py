@@ -55,6 +55,16 @@ def test_another_codec_from_music_to_the_report(tmp_path, toy):
     assert "toy-1" in (tmp_path / "results/report.html").read_text()
 
 
+def test_frames_need_not_divide_a_segment(tmp_path, run):
+    """A second is 53 1/3 of these frames, and the warm-up is longer than a segment."""
+    write_track(tmp_path / "music" / "0.wav", 8, seed=0)
+    paths = ("--input_dir", tmp_path / "music", "--output_dir", tmp_path / "data", "--num_workers", 1)
+    run("create_dataset_pairs_wav.py", *paths, "--segment_duration", 1, "--sample_rate", 16_000)
+    dataset = WavPairsDataset(tmp_path / "data" / "train", ToyCodec(hop_length=300, warmup_frames=60))
+    encoded, cached = dataset[1], dataset[1]
+    assert encoded[1].shape == (64, 54) and all(map(torch.equal, encoded, cached))
+
+
 def test_a_log_mel_spectrogram_looks_back_only_and_has_no_empty_band(codec, rng):
     mel = LogMel(codec)
     waveform = torch.from_numpy(rng.normal(size=(1, 1, 24_000))).float()

@@ -150,4 +150,8 @@ def test_names_of_stems():
     }  # fmt: skip
     songs = songs_of_stems(["x/Song (no_vocals).wav", "y/song (Vocals).wav", "y/Sing (Vocals).wav"])
     assert songs.keys() == {"x/Song (no_vocals).wav", "y/song (Vocals).wav"}
+    # One stem and the song's mix are enough.
+    assert songs_of_stems(["Song.wav", "Song (Instrumental).wav", "Other (Bass).wav"]).keys() == {
+        "Song.wav", "Song (Instrumental).wav"
+    }  # fmt: skip
     assert songs_of_stems(["contrabass.wav", "drumsolo.wav", "remix.wav", "The Bass.mp3", "Bass.mp3"]) == {}

@@ -68,7 +68,7 @@ def test_another_loss_is_used_everywhere_and_named(copy):
     assert saved["val_mse"] == min(epoch["val_mse"] for epoch in epochs), "early stopping watches another loss"
     copy.run("evaluate_continuation.py", "--checkpoint", copy.run_dir / "best_model.pt", "--dataset_dir", copy.dataset)
     (note,) = json.loads((copy.folder / "results_simple/results.json").read_text())["notes"]
-    assert "another loss, F.l1_loss(predictions, targets)" in note
+    assert "a different loss, F.l1_loss(predictions, targets)" in note
     copy.edit(
         "train_simple_worker.py", "return F.l1_loss(predictions, targets)", "return F.mse_loss(predictions, targets)"
     )
@@ -141,3 +141,22 @@ def test_a_new_model_setting_needs_only_a_flag_and_its_use(copy):
         "assert x.grad[0, :, :10].abs().sum() > 0 and x.grad[0, :, 10:].abs().max() == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=copy.folder, check=True)
+
+
+def test_a_finished_run_keeps_its_best_weights_when_the_loss_changes(copy):
+    """Even if the new loss is more than one line long. With more epochs, it counts from there on."""
+    copy.train("--epochs", 2)
+    before = {name: (copy.run_dir / name).read_bytes() for name in ("best_model.pt", "last.pt", "metrics.jsonl")}
+    copy.edit(
+        "train_simple_worker.py",
+        "    return F.mse_loss(predictions, targets)",
+        "    weights = torch.linspace(1, 2, 128, device=targets.device).view(-1, 1)\n"
+        "    errors = F.huber_loss(predictions, targets, reduction='none')\n"
+        "    return (weights * errors).mean()",
+    )
+    said = copy.train("--epochs", 2)
+    assert "nothing was trained" in said and "loss       weights = torch.linspace(1, 2, 128" in said
+    assert before == {name: (copy.run_dir / name).read_bytes() for name in before}
+    copy.train("--epochs", 3)
+    (best, last) = (torch.load(copy.run_dir / name, weights_only=True) for name in ("best_model.pt", "last.pt"))
+    assert last["best_epoch"] >= 2 and best["loss"] == last["loss"] != "MSE"

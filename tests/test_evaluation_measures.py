@@ -71,6 +71,21 @@ def test_every_track_counts_once(seed):
     assert shares.sum() == pytest.approx(1)
 
 
+def test_quiet_tracks_count_for_less_in_every_measure(seed):
+    """Five of twelve tracks are quiet, and the model predicts only each clip's average."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randn(12, 128, 300, generator=generator) + torch.randn(12, 128, 1, generator=generator)
+    targets[:5] *= 0.01
+    average = targets.mean(dim=2, keepdim=True).expand_as(targets)
+    rows = {"model": average, "half": average / 2, "training_mean": torch.zeros_like(targets)}
+    found = track_errors(rows, targets, list("abcdefghijkl"))
+    skill, bands = found.skill("model"), found.skill("model", "bands")
+    assert found.share("bands").sum() == pytest.approx(1)
+    assert bands.value[0] * found.share("bands")[0] == pytest.approx(float(skill.value), abs=1e-3)
+    np.testing.assert_allclose(found.lead("model", "training_mean"), skill)
+    assert found.lead("model", "half").value == pytest.approx(skill.value - found.skill("half").value)
+
+
 def test_skills_of_bands_weighted_by_their_shares_are_the_skill(seed):
     generator = torch.Generator().manual_seed(seed)
     targets, noise = torch.randn(2, 8, 128, 300, generator=generator)

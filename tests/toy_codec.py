@@ -8,12 +8,12 @@ import torch
 class ToyCodec:
     """Maps each frame to the lowest 64 of its 200 DCT coefficients, and back."""
 
-    sample_rate, hop_length, embedding_dim, warmup_frames = 16_000, 200, 64, 0
-    frame_rate = 80.0
+    sample_rate, embedding_dim, frame_rate = 16_000, 64, 80.0
     fingerprint, is_pretrained, banner = "toy-1", False, ""
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, hop_length: int = 200, warmup_frames: int = 0) -> None:
+        self.hop_length, self.warmup_frames = hop_length, warmup_frames
         k, n = torch.arange(self.embedding_dim)[:, None], torch.arange(self.hop_length)
         basis = torch.cos(torch.pi / self.hop_length * (n + 0.5) * k)  # DCT-II
         self.basis = basis / basis.norm(dim=1, keepdim=True)  # [C, hop]

@@ -79,7 +79,7 @@ def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, d
 
 
 def find_run(folder: Path) -> dict | None:
-    """The checkpoint from which the run in `folder` resumes; None if there is no run.
+    """The checkpoint from which the run in `folder` resumes; None if there is no run, or none with a finished epoch.
 
     Raises UserError if it is damaged or missing. The message names the latest checkpoint that can replace it.
     """
@@ -87,7 +87,8 @@ def find_run(folder: Path) -> dict | None:
     if not others and not (folder / LAST).exists():
         return None
     try:
-        return load_checkpoint(folder / LAST)
+        saved = load_checkpoint(folder / LAST)
+        return saved if saved["epoch"] else None
     except UserError as error:
         if "earlier version" in str(error):
             raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from audio.codec import Codec
 from common.errors import UserError
@@ -23,12 +25,18 @@ REGULARIZERS = ("dropout", "attention_dropout")  # a resume may change these, be
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def describe_loss(loss: Loss) -> str:
-    """`MSE` if that is what the loss computes, else the last line of its source."""
-    predictions, targets = torch.linspace(-2, 3, 120).view(2, 4, 15), torch.zeros(2, 4, 15)
-    if torch.allclose(loss(predictions, targets), (predictions - targets).square().mean()):
+def describe_loss(loss: Loss, shape: tuple[int, int], device: torch.device) -> str:
+    """`MSE` if that is what the loss computes for embeddings of this shape [C, T], else its source in one line."""
+    predictions, targets = 30 * torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    if torch.allclose(loss(predictions, targets), F.mse_loss(predictions, targets)):
         return MSE
-    return inspect.getsource(loss).rstrip().splitlines()[-1].strip().removeprefix("return ")
+    statements = ast.parse(inspect.getsource(loss)).body[0].body
+    code = [" ".join(ast.unparse(line).split()) for line in statements if not _is_docstring(line)]
+    return "; ".join(code).removeprefix("return ")
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def hash_code() -> dict[str, str]:

@@ -24,7 +24,7 @@ SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an 
 
 @dataclass
 class Run:
-    """The parts of a run that stay the same from its first epoch to its last."""
+    """What a run needs besides its state."""
 
     config: TrainConfig
     device: torch.device
@@ -32,7 +32,7 @@ class Run:
     val_data: PairBatches
     parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
     metadata: dict[str, object]  # what every checkpoint says about the run
-    changed: dict[str, list]  # since the run was saved: {setting: [saved, now]}
+    changed: dict[str, list]  # since the run was saved, until an epoch logs it: {setting: [saved, now]}
     synced_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -43,7 +43,8 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.metadata["precision"] == "bf16")
 
     def save(self, paths: list[Path], state: TrainState, val_mse: float, sync: bool = True) -> None:
-        save_checkpoint(paths, state.checkpoint() | self.metadata | {"val_mse": val_mse}, sync)
+        content = state.checkpoint() | self.metadata | {"val_mse": val_mse, "changed": self.changed}
+        save_checkpoint(paths, content, sync)
 
 
 def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:

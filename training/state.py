@@ -79,6 +79,7 @@ class TrainState:
         return is_best
 
     def stop_reason(self, config: TrainConfig) -> str:
+        """Why training ends here; empty if it goes on."""
         if self.epoch >= config.epochs:
             return "all epochs done"
         if self.epochs_without_best >= config.patience:
