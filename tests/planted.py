@@ -77,6 +77,18 @@ def loops(rng: np.random.Generator, tracks: int = 12, pairs: int = 2) -> World:
     return world(rng, tracks, pairs, make_pair)
 
 
+def drift(rng: np.random.Generator, tracks: int, rho: float) -> World:
+    """Autoregressive channels: each frame is rho times the one before it, plus noise. The variance is 1."""
+
+    def make_pair(track: int) -> tuple[torch.Tensor, torch.Tensor]:
+        song = torch.from_numpy(rng.normal(size=(CHANNELS, 2 * FRAMES))).float()
+        for t in range(1, 2 * FRAMES):
+            song[:, t] = rho * song[:, t - 1] + (1 - rho**2) ** 0.5 * song[:, t]
+        return song[:, :FRAMES], song[:, FRAMES:]
+
+    return world(rng, tracks, 1, make_pair)
+
+
 class Jukebox:
     """Tracks are walks over clips: after each, a coin decides between two others (or there is one successor)."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from planted import CHANNELS, FRAMES, Jukebox, World, clip, copies, independent, statistics
+from planted import CHANNELS, FRAMES, Jukebox, World, clip, copies, drift, independent, statistics
 
 from evaluation.baselines import fit, loop
 from evaluation.clip_ridge import ClipRidge
@@ -84,19 +84,10 @@ def test_ridge_finds_a_shared_course_and_a_copy(rng):
 
 
 def test_the_last_moment_fades_at_the_rate_of_the_data(rng):
-    def make(tracks: int) -> World:
-        pairs = []
-        for _ in range(tracks):
-            drift = torch.from_numpy(rng.normal(size=(CHANNELS, 2 * FRAMES))).float()
-            for t in range(1, 2 * FRAMES):
-                drift[:, t] = 0.97 * drift[:, t - 1] + (1 - 0.97**2) ** 0.5 * drift[:, t]
-            pairs.append((drift[:, :FRAMES], drift[:, FRAMES:]))
-        return World(pairs, [f"track {k}" for k in range(tracks)])
-
-    found = fitted(make(30))
+    found = fitted(drift(rng, 30, rho=0.97))
     expected = 0.97 ** torch.arange(1, FRAMES + 1)
     assert (found.fading[:40] - expected[:40]).abs().max() < 0.12
-    early = [(found.last_moment(x)[:, :10], y[:, :10]) for x, y in make(10).items]
+    early = [(found.last_moment(x)[:, :10], y[:, :10]) for x, y in drift(rng, 10, rho=0.97).items]
     assert sum(mse(p, y) for p, y in early) < 0.5 * sum(mse(torch.zeros_like(y), y) for _, y in early)
 
 

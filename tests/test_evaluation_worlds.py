@@ -10,6 +10,7 @@ from planted import (
     channel_regression,
     clip,
     copies,
+    drift,
     examine,
     independent,
     loops,
@@ -135,17 +136,7 @@ def test_a_single_track_is_undecided_without_another_input(rng):
 
 def test_a_drift_that_is_held_is_a_copy(rng):
     """Holding the last moment and letting it fade does not count as continuing."""
-
-    def drift(tracks: int) -> World:
-        pairs = []
-        for _ in range(tracks):
-            song = torch.from_numpy(rng.normal(size=(CHANNELS, 2 * FRAMES))).float()
-            for t in range(1, 2 * FRAMES):
-                song[:, t] = 0.99 * song[:, t - 1] + (1 - 0.99**2) ** 0.5 * song[:, t]
-            pairs.append((song[:, :FRAMES], song[:, FRAMES:]))
-        return World(pairs, [f"track {k}" for k in range(tracks)])
-
-    train, val = drift(40), drift(12)
+    train, val = drift(rng, 40, rho=0.99), drift(rng, 12, rho=0.99)
     held = lambda x: x[:, :, -1:] * 0.99 ** torch.arange(1, FRAMES + 1)  # noqa: E731
     found, given, _ = examine(held, train, val)
     assert found.skill.low > 0.1
