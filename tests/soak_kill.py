@@ -40,7 +40,7 @@ from common import arguments  # noqa: E402
 
 SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
 SCRIPTS += ("generate_continuation",)
-CODEC = ("--encodec_weights", "untrained", "--device", "cpu")
+CODEC = ("--encodec_weights", "demo", "--device", "cpu")
 MOST_KILLS_IN_A_CHAIN = 6
 
 

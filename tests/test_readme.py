@@ -21,8 +21,8 @@ COMMANDS = [
 # The README's commands take hours and need the pretrained weights, so these flags are added. None is removed.
 ADDED = {
     "create_dataset_pairs_wav.py": "--num_workers 2",
-    "test_simple_setup.py": "--encodec_weights untrained",
-    "train_simple_ddp.py": "--encodec_weights untrained --epochs 1 --device cpu",
+    "test_simple_setup.py": "--encodec_weights demo",
+    "train_simple_ddp.py": "--encodec_weights demo --epochs 1 --device cpu",
     "generate_continuation.py": "--device cpu",
     "evaluate_continuation.py": "--device cpu --num_examples 1",
 }
