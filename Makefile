@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo      synthesize music, train on it, continue it, evaluate it: the whole pipeline in a few minutes"
 	@echo "make music     download 14 hours of free recordings from Debian's or Ubuntu's package archive into music/ (670 MB)"
-	@echo "make experiment  the original experiment at full size on the music in music/ (QUICK=1: 20 minutes on 2 cores)"
+	@echo "make experiment  the original experiment at full size on the music in music/ (QUICK=1: 20 to 40 minutes on 2 cores)"
 	@echo "make test      the quick tests, offline"
 	@echo "make test-all  all tests: kills, full disks, browser, SLURM where it is installed"
 	@echo "make lint      ruff (rules and format) and shellcheck"

@@ -21,6 +21,7 @@ def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([*SCRIPT, *args], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_gives_one_line(tmp_path):
     done = run_script(tmp_path, CUDA_VISIBLE_DEVICES="", TEST_DEVICE="cuda")
     assert done.returncode == 1 and done.stdout == "" and list(tmp_path.iterdir()) == []

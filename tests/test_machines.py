@@ -144,6 +144,7 @@ def test_ctrl_c_while_processes_start_gives_one_line(small_dataset, tmp_path, de
     assert process.returncode == 130 and len(said.splitlines()) == 1 and "interrupted" in said, said
 
 
+@pytest.mark.slow
 def test_a_training_with_closed_stdout(small_dataset, tmp_path):
     words = [sys.executable, ROOT / "train_simple_ddp.py", *command(small_dataset, tmp_path, "--epochs", 1)[1:]]
     line = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, words)]

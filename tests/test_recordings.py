@@ -74,6 +74,7 @@ def test_silence_hum_and_nothing_are_not_the_same_recording(songs):
     assert find_repeats([]) == {}
 
 
+@pytest.mark.slow
 def test_the_demos_tracks_share_sounds_but_are_different(tmp_path):
     command = [sys.executable, ROOT / "demo/make_music.py", "--output_dir", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
