@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ import soundfile
 import torch
 
 from common import errors
+
+# A shell ignores Ctrl-C in background jobs, and the scripts that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
