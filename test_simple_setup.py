@@ -3,7 +3,7 @@
 It prints one line per check. The last line says "ready" or what to fix.
 
     python test_simple_setup.py                                  # also downloads the codec's weights
-    python test_simple_setup.py --encodec_weights untrained      # where they cannot be downloaded
+    python test_simple_setup.py --encodec_weights demo           # where they cannot be downloaded
     python -m pytest test_simple_setup.py                        # the same checks, untrained, on the CPU
 """
 

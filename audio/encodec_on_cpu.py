@@ -77,7 +77,7 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
 def batch_independent(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Apply layers with an LSTM so that an item gets the same bits alone as in a batch.
 
-    The matrix library's algorithm depends on the number of rows. So the LSTM always runs on four items, the last ones
+    The matrix library's algorithm depends on the number of rows. So the LSTM always runs on four items, the last one
     repeated if necessary, and cached embeddings don't depend on how many segments were encoded together. The cores
     share the batch instead of each of the LSTM's thousands of small products: threads that wait for each other take ten
     times as long when another program is running.

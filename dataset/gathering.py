@@ -100,7 +100,7 @@ def _plan(
     songs_in_order = [songs.get(source, source) for source in sources]
     val = choose_validation_songs(numbers, max_pairs, val_pairs, [*map(splits.get, sources)], songs_in_order)
     counts = dict(zip(sources, plan(numbers, max_pairs, val_pairs, val), strict=True))
-    if sum(map(bool, numbers)) == 1:  # split_in_time drops up to two pairs at its cut
+    if sum(map(bool, numbers)) == 1:  # split_in_time drops a pair at its cut
         counts = {source: count and max_pairs + 2 for source, count in counts.items()}
     return counts, {sources[i] for i in val}
 
