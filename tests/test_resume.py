@@ -192,6 +192,9 @@ def test_init_from_starts_a_new_run_with_old_weights(small_dataset, tmp_path, ru
     says = "contains a different model (num_layers 1, not 2); use another checkpoint with --init_from"
     fails(*command(small_dataset, tmp_path / "other", *args, "--num_layers", 2), says=says)
     fails(*command(small_dataset, tmp_path / "none", "--init_from", tmp_path / "no.pt"), says="no.pt: no such")
+    own = ("--resume", "never", "--init_from", tmp_path / "warm" / "best_model.pt")  # which the new run would remove
+    fails(*command(small_dataset, tmp_path / "warm", *own), says="choose another --checkpoint_dir than its own")
+    assert (tmp_path / "warm" / "best_model.pt").exists()
 
 
 def test_resume_never_starts_a_new_run(small_dataset, tmp_path, run):
