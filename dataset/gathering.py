@@ -32,7 +32,7 @@ class Selection:
     sharing: set[str] = field(default_factory=set)  # sources that share audio with others
     lengths_s: dict[str, float] = field(default_factory=dict)  # by source, from the headers; 0 if unknown
     songs: dict[str, str] = field(default_factory=dict)  # the song of each source that is a stem
-    not_independent: list[str] = field(default_factory=list)  # sources in val that share audio with train
+    not_independent: list[str] = field(default_factory=list)  # sources in val that share audio or a song with train
 
     @property
     def used(self) -> list[str]:
@@ -60,7 +60,7 @@ def select_pairs(
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
     # How many pairs each track has according to its header.
     promised = {source: max(1, int(seconds / cut.segment_duration) - 1) for source, seconds in lengths_s.items()}
-    selection, found = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}
+    selection, found, links = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}, []
     tracks = selection.tracks
     splits = known = earlier.known(sources, tracks)  # by their paths, because nothing has been read yet
     while True:
@@ -86,7 +86,7 @@ def select_pairs(
     else:
         selection.train = [pair for source in ready if source not in val for pair in ready[source]]
         selection.val = [pair for source in ready if source in val for pair in ready[source]]
-        selection.not_independent = [source for source in ready if source in val and splits.get(source) == TRAIN_ONLY]
+        selection.not_independent = _not_independent(selection, links)
     accounted = {*selection.used, *selection.skipped}
     selection.not_needed = {source: known.get(source, "") for source in sources if source not in accounted}
     return selection
@@ -153,6 +153,14 @@ def _fix_splits(
                 found[source] = []
                 selection.skipped[source] = f"shares audio with {in_val[0]}, which is in validation"
     return splits
+
+
+def _not_independent(selection: Selection, links: list[tuple[str, str]]) -> list[str]:
+    """The sources in val that share audio with one in train, or are stems of the same song."""
+    train, val = ({pair.track.source for pair in pairs} for pairs in (selection.train, selection.val))
+    songs = {selection.songs[source] for source in train & selection.songs.keys()}
+    shared = {a for link in links for a, b in (link, link[::-1]) if b in train}
+    return sorted(source for source in val if source in shared or selection.songs.get(source) in songs)
 
 
 def _read_prints(track: Track) -> np.ndarray:

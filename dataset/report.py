@@ -68,8 +68,8 @@ def _not_independent(selection: Selection) -> str:
         return ""
     names = ", ".join(map(printable, seen[:3])) + (", ..." if seen[3:] else "")
     return (
-        f"*** VALIDATION IS NOT INDEPENDENT: it uses {names}, which shares audio with training. "
-        "Every track shares audio with another; add one that does not"
+        f"*** VALIDATION IS NOT INDEPENDENT: it has audio or a song in common with training ({names}). "
+        "Add other music, or split the tracks again with --overwrite and train from the start"
     )
 
 

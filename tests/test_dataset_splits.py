@@ -130,6 +130,27 @@ def test_tracks_that_share_audio_are_all_used_for_training(tmp_path, create, rng
     assert "*** VALIDATION IS NOT INDEPENDENT" in result.stderr and sources(tmp_path / "d2", "val")
 
 
+def test_earlier_splits_that_no_longer_fit_are_reported(tmp_path, create):
+    music, dataset = tmp_path / "m", tmp_path / "d"
+    write_tracks(music, range(6), 110)
+
+    def create_again() -> str:
+        return create(music, dataset, "--max_pairs", 60, "--val_pairs", 24).stderr
+
+    assert "NOT INDEPENDENT" not in create_again()
+    val, train = (sorted(set(sources(dataset, split))) for split in ("val", "train"))
+    # A training track and a validation track get the names of two stems of one song.
+    (music / train[0]).rename(music / "Song - bass.wav")
+    (music / val[0]).rename(music / "Song - drums.wav")
+    assert "NOT INDEPENDENT: it has audio or a song in common with training (Song - drums.wav)" in create_again()
+    # Only validation tracks are left. One of them must become training, and now they share audio.
+    for name in [*train[1:], "Song - bass.wav"]:
+        (music / name).unlink(missing_ok=True)
+    first = soundfile.read(music / "Song - drums.wav")[0]
+    soundfile.write(music / val[1], np.concatenate([soundfile.read(music / val[1])[0], first[: 50 * 24000]]), 24000)
+    assert "NOT INDEPENDENT" in create_again() and len(set(sources(dataset, "val"))) == len(val) - 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_stems_of_a_song_are_in_one_split(tmp_path, create, seed, layout):
     for song in range(9):
