@@ -70,7 +70,7 @@ def main() -> int:
 
 def study(world: str, seed: int, folder: Path, epochs: int, lr: float, weights: str) -> dict[str, object]:
     """Write a world, train on it and evaluate. Returns the best possible skill, the skill reached and the verdict."""
-    clips_of = write_world(folder / "ds", world, np.random.default_rng(seed))
+    clips_of = write_world(folder / "ds", world, np.random.default_rng(seed), TRACKS)
     data = ("--dataset_dir", folder / "ds", "--device", "cpu")
     training = ("--checkpoint_dir", folder / "ck", "--encodec_weights", weights, "--seed", seed)
     schedule = ("--epochs", epochs, "--patience", epochs, "--batch_size", 8, "--lr", lr)
@@ -94,7 +94,7 @@ def study(world: str, seed: int, folder: Path, epochs: int, lr: float, weights: 
 
 
 def write_world(
-    folder: Path, world: str, rng: np.random.Generator, num_tracks: dict[str, int] = TRACKS
+    folder: Path, world: str, rng: np.random.Generator, num_tracks: dict[str, int]
 ) -> dict[str, list[tuple[int, int]]]:
     """Write a dataset of 1 s segments. Returns the two clips of each pair, by split."""
     clips = [draw_clip(rng) for _ in range(NUM_CLIPS)]

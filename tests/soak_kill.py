@@ -74,7 +74,7 @@ def stages(base: Path) -> list[Stage]:
         Stage("create, 2 workers", 2, SCRIPTS[0], create(2)),
         Stage("fill", 4, SCRIPTS[1], lambda folder: ["--dataset_dir", base / "dataset", "--cache_dir", folder, *CODEC]),
         Stage("train", 6, SCRIPTS[2], train(1, base / "cache")),
-        Stage("fill and train, 3 processes", 3, SCRIPTS[2], train(3)),
+        Stage("fill and train, 2 processes", 3, SCRIPTS[2], train(2)),
         Stage("evaluate", 3, SCRIPTS[3], lambda folder: [
             *checkpoint, "--dataset_dir", base / "dataset", "--output_dir", folder / "results",
             "--cache_dir", folder / "cache", "--num_examples", 2, "--max_sound_pairs", 4, *CODEC,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
-from conftest import ROOT, one_line, run_script
+from conftest import ROOT, one_line
+from forks import run_in_fork
 
 from audio.codec_model import build_model, model_from
 from audio.frozen_encodec import FrozenEncodec, load_frozen_encodec
@@ -139,7 +140,7 @@ def test_a_damaged_renamed_or_foreign_file_gives_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output = run_script(TRAIN, "--output_dir", whole, *TINY).stdout
+    _, output = run_in_fork(ROOT / TRAIN, "--output_dir", whole, *TINY)
     assert output.count("codebooks fitted") == 1 and "step 6/6: loss" in output and "dB 6 kbit/s" in output
     command = [sys.executable, "-u", ROOT / TRAIN, "--output_dir", killed, *map(str, TINY)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -148,7 +149,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "resuming at step" in run_script(TRAIN, "--output_dir", killed, *TINY).stdout
+    assert "resuming at step" in run_in_fork(ROOT / TRAIN, "--output_dir", killed, *TINY)[1]
     states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (whole, killed)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert [path.name for path in whole.glob("codec-*.th")] == [path.name for path in killed.glob("codec-*.th")]
@@ -156,6 +157,6 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     assert trained.kind == "demo" and trained.quantize(torch.zeros(1, 128, 3)).shape == (1, 128, 3)
 
     says = "from a run with --seed 7; choose another --output_dir or delete it"
-    one_line(run_script(TRAIN, "--output_dir", whole, "--seed", 8, status=1).stderr, says)
+    one_line(run_in_fork(ROOT / TRAIN, "--output_dir", whole, "--seed", 8)[1], says)
     (whole / "state.pt").write_bytes(b"nothing")
-    one_line(run_script(TRAIN, "--output_dir", whole, status=1).stderr, "not a saved training state")
+    one_line(run_in_fork(ROOT / TRAIN, "--output_dir", whole)[1], "not a saved training state")

@@ -1,7 +1,6 @@
 """The first changes that a researcher makes, made in a copy of the repository: the loss, the code, a model setting."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, UNTRAINED
+from forks import run_in_fork
 
 from audio.frozen_encodec import load_frozen_encodec
 from dataset_wav_pairs import WavPairsDataset
@@ -34,10 +34,9 @@ class Copy:
         (self.folder / name).write_text(text.replace(old, new))
 
     def run(self, script: str, *args: object, status: int = 0) -> str:
-        words = [sys.executable, str(self.folder / script), *map(str, args)]
-        done = subprocess.run(words, cwd=self.folder, env=os.environ, capture_output=True, text=True)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        ended, said = run_in_fork(self.folder / script, *args)
+        assert ended == status, said
+        return said
 
     def train(self, *args: object, status: int = 0) -> str:
         paths = ("--dataset_dir", self.dataset, "--checkpoint_dir", self.run_dir)

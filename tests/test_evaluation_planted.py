@@ -8,8 +8,9 @@ from benchmarks.study_planted import REQUIRED, study
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_nine_tenths_of_the_skill_in_the_coin_world_are_learned(tmp_path):
-    found = study("coin", 42, tmp_path, epochs=11, lr=1e-3, weights="demo")
+def test_nine_tenths_of_the_skill_in_the_coin_world_are_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_planted, "TRACKS", {"train": 48, "val": 12})
+    found = study("coin", 42, tmp_path, epochs=10, lr=2e-3, weights="demo")
     assert found["outcome"] == "works", found["sentence"]
     assert found["share"] >= REQUIRED["coin"], found
     assert found["loop"] < 0.1

@@ -130,10 +130,11 @@ def test_training_is_reproducible_from_its_seed(small_dataset, tmp_path, run):
 @pytest.mark.slow
 def test_training_is_the_same_from_memory_cache_or_codec(small_dataset, tmp_path, run, monkeypatch):
     # Its own cache, filled with the same number of threads, because the last bits depend on that number.
-    args = ("--epochs", 2, "--cache_dir", tmp_path / "cache")
+    quick = ("--epochs", 2, "--encodec_weights", "demo")
+    args = (*quick, "--cache_dir", tmp_path / "cache")
     run(*command(small_dataset, tmp_path / "memory", *args))
     before = set(small_dataset.rglob("*.npy"))
-    run(*command(small_dataset, tmp_path / "encoded", "--epochs", 2, "--no_cache"))
+    run(*command(small_dataset, tmp_path / "encoded", *quick, "--no_cache"))
     assert set(small_dataset.rglob("*.npy")) == before
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
     log = run(*command(small_dataset, tmp_path / "read", *args)).stdout
