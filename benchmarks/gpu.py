@@ -162,7 +162,7 @@ def step() -> None:
                 take_step()
             wall_ms = 1000 * (now() - started) / STEPS
             kernels = [e for e in profiled(take_step) if e.device_type != DeviceType.CPU and not e.is_user_annotation]
-            kernels_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1000 or float("nan")  # none on a CPU
+            kernels_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1000 or float("nan")
             record(name, wall_ms=wall_ms, kernels_ms=kernels_ms, wall_by_kernels=wall_ms / kernels_ms)
             del model, optimizer, predict, take_step
 
