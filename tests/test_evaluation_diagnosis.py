@@ -6,6 +6,8 @@ import torch
 from planted import Jukebox, World, channel_regression, copies, examine, independent, loops, oracle, statistics
 
 from evaluation.diagnosis import diagnose, limit
+from evaluation.results import training_signs
+from training.experiment import MSE
 
 NO_HORIZON = {"seconds": [], "sentence": ""}
 
@@ -22,6 +24,15 @@ def test_the_sentences_follow_the_planted_cause(rng):
     assert "the overall sound of its input" in found["sentences"][1]
     found = diagnose(examine(lambda x: torch.zeros_like(x), train, val)[2])
     assert "no evidence that it uses its input" in found["sentences"][1]
+
+
+def test_the_training_skill_is_that_of_the_evaluated_epoch_under_mse():
+    epochs = [{"epoch": k, "train_mse": 1 - k / 10, "val_mse": 2 - k / 10} for k in (1, 2, 3)]
+    checkpoint = {"epoch": 3, "train_baseline": 2.0, "loss": MSE}
+    assert training_signs(checkpoint, epochs) == (pytest.approx(0.65), True)
+    assert training_signs(checkpoint | {"epoch": 2}, epochs) == (pytest.approx(0.6), False)
+    assert training_signs(checkpoint | {"loss": "F.l1_loss(predictions, targets)"}, epochs) == (None, True)
+    assert training_signs(checkpoint | {"epoch": 9}, epochs) == (None, False)
 
 
 @pytest.mark.slow

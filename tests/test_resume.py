@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, main_of, run_script, write_track
 from training_runs import SCRIPT, command, difference, load, metrics
 
@@ -29,6 +30,10 @@ def check_same_outcome(folder, other) -> None:
         found = difference(load(folder / name), load(other / name), name)
         assert not found, found
     assert metrics(folder) == metrics(other)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_more_epochs_extend_a_run_exactly(small_dataset, tmp_path, run, uninterrupted):
@@ -103,6 +108,19 @@ def test_ctrl_c_ends_several_processes_in_one_line(small_dataset, tmp_path):
             time.sleep(0.1)
 
 
+def test_a_run_interrupted_in_its_first_epoch_starts_again(small_dataset, tmp_path, run, uninterrupted, monkeypatch):
+    """Nothing of it is kept, such as statistics of data that may have changed since."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_simple_worker, "train_epoch", interrupted)
+        said = run(*command(small_dataset, tmp_path, *SIX, "--resume", "never"), status=130).stderr
+    assert "interrupted; the same command without --resume never resumes after epoch 0" in said
+    saved = load(tmp_path / "last.pt")
+    saved["model"]["mean"] += 1
+    torch.save(saved, tmp_path / "last.pt")
+    assert "resuming" not in run(*command(small_dataset, tmp_path, *SIX)).stdout
+    check_same_outcome(tmp_path, uninterrupted)
+
+
 def test_a_finished_run_says_so(small_dataset, tmp_path, run, uninterrupted):
     """Even if metrics.jsonl ends in half a line, as after a power failure."""
     shutil.copytree(uninterrupted, tmp_path / "run")
@@ -152,7 +170,10 @@ def test_another_number_of_processes_resumes_and_says_so(small_dataset, tmp_path
     assert "changed    num_processes 1 → 2" in log and len(metrics(tmp_path)) == 4
 
 
-def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_dataset, small_music, tmp_path, run):
+def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(
+    small_dataset, small_music, tmp_path, run, monkeypatch
+):
+    """Even if it is interrupted before the first epoch on the new data ends."""
     shutil.copytree(small_music, tmp_path / "music")
     write_track(tmp_path / "music" / "new.wav", 5.3, seed=77)
     create = ("--input_dir", tmp_path / "music", "--output_dir", tmp_path / "grown", "--segment_duration", 1)
@@ -160,6 +181,9 @@ def test_a_grown_dataset_resumes_with_its_statistics_and_a_new_best(small_datase
     shutil.copytree(small_dataset / ".embedding_cache", tmp_path / "grown" / ".embedding_cache")
     run(*command(small_dataset, tmp_path / "run", "--epochs", 3))
     before = load(tmp_path / "run" / "last.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_simple_worker, "train_epoch", interrupted)
+        run(*command(tmp_path / "grown", tmp_path / "run", "--epochs", 5), status=130)
     log = run(*command(tmp_path / "grown", tmp_path / "run", "--epochs", 5)).stdout
     after = load(tmp_path / "run" / "last.pt")
     assert f"changed    pairs 22 → {after['data']['pairs']}" in log and after["data"]["pairs"] > 22
