@@ -51,9 +51,9 @@ PARALLEL = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" $(PARALLEL)
 
-# SLURM jobs have time limits, so the SLURM tests run alone.
+# The slow tests often wait, so three files at once use two cores better. SLURM jobs have time limits, so they run alone.
 test-all: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slurm" $(PARALLEL)
+	$(PYTEST) -m "not slurm" $(PARALLEL) -n 3
 	$(PYTEST) -m slurm tests/slurm
 
 lint: $(VENV)/.installed-dev

@@ -24,13 +24,13 @@ class Workers:
     """Processes that call functions on many files. If one dies, only the file it was reading is lost.
 
     Even a single worker is a process of its own, because a crash in a decoder must not end the whole run. Workers are
-    forked from a server without threads ("forkserver"), because torch's threads do not survive a fork.
+    forked from a server without threads ("forkserver"), because threads do not survive a fork.
     """
 
     def __init__(self, num_workers: int):
         self._num_workers = num_workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dataset.segmentation"])  # so that torch is imported only once
+        self._context.set_forkserver_preload(["dataset.segmentation"])  # imported once, not in every worker
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         self._idle: list[Connection] = []
 

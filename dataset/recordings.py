@@ -8,22 +8,18 @@ more. Other speeds, mixes and performances are not recognized. Used by gathering
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 import numpy as np
+import scipy.fft
 import soxr
-import torch
 
 RATE = 2400  # Hz; tracks are resampled to it, and it is enough for the highest band
 FRAME, HOP = 3072, 307  # samples at this rate. Frames of 1.28 s every 0.128 s tolerate a cut at any position.
 SILENT = 1e-2  # energy of a frame below which its signs are noise; a full-scale sine has 6e5
 WINDOW = np.hanning(FRAME).astype(np.float32)
-EDGES = np.geomspace(200, 1100, 34) * FRAME / RATE  # band edges, in bins
-FIRST_BIN, LAST_BIN = math.ceil(EDGES[0]), math.ceil(EDGES[-1])
-BINS = np.arange(FIRST_BIN, LAST_BIN)[:, None]
-# Multiplied with torch, because NumPy's product takes all cores, and each worker has one.
-BANDS = torch.from_numpy(((EDGES[:-1] <= BINS) & (EDGES[1:] > BINS)).astype(np.float32))  # [bins, 33]
+# The first bin of each band, and the end of the last.
+EDGES = np.ceil(np.geomspace(200, 1100, 34) * FRAME / RATE).astype(int)
 
 MAX_DIFFERENT = 10  # prints that differ in at most this many of 32 bits count as equal
 MIN_EQUAL = 0.95  # share of equal prints where two tracks overlap; copies had 0.99 or more
@@ -54,9 +50,9 @@ class Fingerprint:
         if count == 0:
             return
         frames = np.lib.stride_tricks.sliding_window_view(signal, FRAME)[: count * HOP : HOP] * WINDOW
-        spectra = torch.fft.rfft(torch.from_numpy(frames))[:, FIRST_BIN:LAST_BIN]
-        powers = (spectra.real.square() + spectra.imag.square()) @ BANDS
-        energies = np.concatenate([self._energies, powers.numpy()])  # [frames, 33]
+        spectra = scipy.fft.rfft(frames)[:, EDGES[0] : EDGES[-1]]
+        powers = np.add.reduceat(spectra.real**2 + spectra.imag**2, EDGES[:-1] - EDGES[0], axis=1)
+        energies = np.concatenate([self._energies, powers])  # [frames, 33]
         self._energies = energies[-1:]
         bits = np.diff(np.diff(energies, axis=1), axis=0) > 0  # [frames - 1, 32]
         prints = np.packbits(bits, axis=1).view(np.uint32)[:, 0]

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from audio.reading import AudioError, open_audio
 from audio.segments import MAX_SAMPLE, SAMPLE_RATE, level_dbfs, stream_segments, to_pcm16, wav_bytes
@@ -76,7 +75,6 @@ def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) ->
         record = json.loads((final / "track.json").read_text())
         return Track(source, [Segment(**segment) for segment in record.pop("segments")], staged=str(final), **record)
 
-    torch.set_num_threads(1)  # there is one process per core
     partial = Path(cut.staging, f"{key}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -33,6 +33,7 @@ from slurm_user import (  # noqa: F401 (fixtures, used by their names)
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(240)]
+TWO_GPUS = "--gpus-per-node=2"  # four workers take longer to start
 
 
 # ------------------------------------------------------------------ a job that nothing disturbs
@@ -54,7 +55,7 @@ def test_from_sbatch_to_best_model(user: User, uninterrupted: Uninterrupted) -> 
 
 def test_finished_training_submitted_again_says_so(user: User, uninterrupted: Uninterrupted) -> None:
     command = "sbatch --dependency=afterany:JOBID run_train_simple.sh"
-    job = user.submit(command, *TINY, replace={"JOBID": uninterrupted.job})
+    job = user.submit(command, *TINY, options=TWO_GPUS, replace={"JOBID": uninterrupted.job})
     assert user.cluster.wait(job)["ExitCode"] == "0:0"
     assert "already finished" in user.job_log(job)
     assert torch.equal(user.last("checkpoints_simple")["model"]["mean"], uninterrupted.last["model"]["mean"])
@@ -119,7 +120,8 @@ def test_a_job_that_achieves_nothing_does_not_requeue(user: User, uninterrupted:
         "    torch.optim.AdamW.step = lambda *_: time.sleep(600)\n"
     )
     command = "sbatch run_train_simple.sh --epochs 50 --checkpoint_dir checkpoints_50"
-    job = user.submit(command, *TINY, "--checkpoint_dir", "checkpoints_stuck", PYTHONPATH=str(tmp_path))
+    arguments = (*TINY, "--checkpoint_dir", "checkpoints_stuck")
+    job = user.submit(command, *arguments, options=TWO_GPUS, PYTHONPATH=str(tmp_path))
     user.await_line("baselines", job)
     user.run("scancel --signal=USR2 --batch JOBID", replace={"JOBID": job})
     assert user.cluster.wait(job, timeout_s=90)["JobState"] == "FAILED"
@@ -139,7 +141,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, uninterrup
 
     def submit() -> str:
         command = "sbatch --nodes=2 run_train_simple.sh --checkpoint_dir checkpoints_two_nodes"
-        return user.submit(command, *TINY, "--cache_dir", str(cache), options="--gpus-per-node=2")
+        return user.submit(command, *TINY, "--cache_dir", str(cache), options=TWO_GPUS)
 
     job = submit()
     user.await_line("epoch   2/", job)
@@ -168,7 +170,7 @@ def test_two_nodes_end_together_and_resume(user: User, dataset: Path, uninterrup
 def test_one_workers_error_ends_all_and_its_traceback_comes_last(user: User, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
-        "if os.environ.get('RANK') == '2':\n"
+        "if os.environ.get('RANK') == '1':\n"
         "    import torch\n"
         "    steps = []\n"
         "    def step(self, closure=None):\n"
@@ -177,7 +179,7 @@ def test_one_workers_error_ends_all_and_its_traceback_comes_last(user: User, dat
         "    torch.optim.AdamW.step = step\n"
     )
     command = "sbatch run_train_simple.sh --epochs 50 --checkpoint_dir checkpoints_50"
-    job = user.submit(command, *TINY, PYTHONPATH=str(tmp_path))
+    job = user.submit(command, *TINY, options=TWO_GPUS, PYTHONPATH=str(tmp_path))
     ended = user.cluster.wait(job)
     assert ended["JobState"] == "FAILED" and ended["ExitCode"] != "0:0"
     assert run_time(ended) < 60
