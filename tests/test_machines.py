@@ -127,6 +127,12 @@ def test_help_starts_from_anywhere_and_does_not_import_torch(script, tmp_path):
     run_script(script, "--no_such_flag", cwd=tmp_path, status=2, **environment)
 
 
+def test_a_dataset_is_created_without_importing_torch(small_music, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    folders = ("--input_dir", small_music, "--output_dir", tmp_path / "dataset")
+    run_script("create_dataset_pairs_wav.py", *folders, "--segment_duration", 1, PYTHONPATH=str(tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0, 4])
 def test_ctrl_c_while_processes_start_gives_one_line(small_dataset, tmp_path, delay_s):
