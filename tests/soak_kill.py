@@ -246,6 +246,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak_kill_") as name:
         soak = Soak(Path(name), seed)
         chosen = [stage for stage in stages(soak.base) if args.only in (None, stage.name)]
+        soak.rng.shuffle(chosen)  # a few kills don't reach all stages
         prepare(soak.base)
         while soak.counts["kills"] < args.kills and time.monotonic() - started < 60 * args.minutes:
             # The stage that is furthest behind its share.
