@@ -140,7 +140,13 @@ def test_a_damaged_renamed_or_foreign_file_gives_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _, output = run_in_fork(ROOT / TRAIN, "--output_dir", whole, *TINY)
+
+    def train(folder: Path, *args: object, status: int = 0) -> str:
+        ended, said = run_in_fork(ROOT / TRAIN, "--output_dir", folder, *args)
+        assert ended == status, said
+        return said
+
+    output = train(whole, *TINY)
     assert output.count("codebooks fitted") == 1 and "step 6/6: loss" in output and "dB 6 kbit/s" in output
     command = [sys.executable, "-u", ROOT / TRAIN, "--output_dir", killed, *map(str, TINY)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -149,7 +155,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
             break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "resuming at step" in run_in_fork(ROOT / TRAIN, "--output_dir", killed, *TINY)[1]
+    assert "resuming at step" in train(killed, *TINY)
     states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (whole, killed)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert [path.name for path in whole.glob("codec-*.th")] == [path.name for path in killed.glob("codec-*.th")]
@@ -157,6 +163,6 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     assert trained.kind == "demo" and trained.quantize(torch.zeros(1, 128, 3)).shape == (1, 128, 3)
 
     says = "from a run with --seed 7; choose another --output_dir or delete it"
-    one_line(run_in_fork(ROOT / TRAIN, "--output_dir", whole, "--seed", 8)[1], says)
+    one_line(train(whole, "--seed", 8, status=1), says)
     (whole / "state.pt").write_bytes(b"nothing")
-    one_line(run_in_fork(ROOT / TRAIN, "--output_dir", whole)[1], "not a saved training state")
+    one_line(train(whole, status=1), "not a saved training state")
