@@ -12,18 +12,20 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 
 import encodec.model
 import torch
 import torch.nn.functional as F
-from encodec.modules import SConv1d
+from encodec.modules import SLSTM, SConv1d
 from encodec.modules.seanet import SEANetResnetBlock
 from torch import nn
 
 CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early gives the same later frames as the whole signal
 PIECE_FRAMES = 80  # keeps a piece's activations in a core's cache
-LSTM_ITEMS = 4  # groups of two take a tenth longer to encode a dataset, and four only slow down a single clip
+LSTM_ITEMS = 4  # two take longer for a batch of eight, which is what a dataset is encoded in
+LSTM_FRAMES = 100  # short enough that the layers soon work side by side, long enough for fast matrix products
 _USE_OF_CORES = threading.Lock()  # torch's number of threads is one setting for the whole process
 
 
@@ -32,7 +34,7 @@ class PiecewiseEncodec:
 
     def __init__(self, model: encodec.model.EncodecModel, hop_length: int):
         encoder, decoder = model.encoder.model, model.decoder.model
-        lstm_at = next(i for i, layer in enumerate(encoder) if type(layer).__name__ == "SLSTM")
+        lstm_at = next(i for i, layer in enumerate(encoder) if isinstance(layer, SLSTM))
         self.hop_length = hop_length
         self.encoder_convolutions, self.encoder_end = encoder[:lstm_at], encoder[lstm_at:]
         self.decoder_start, self.decoder_convolutions = decoder[:2], decoder[2:]
@@ -74,18 +76,57 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
         return torch.cat([torch.cat([piece.result() for piece in row], dim=2) for row in rows])
 
 
-def batch_independent(layers: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+def batch_independent(layers: nn.Sequential, batch: torch.Tensor) -> torch.Tensor:
     """Apply layers with an LSTM so that an item gets the same bits alone as in a batch.
 
-    The matrix library's algorithm depends on the number of rows. So the LSTM always runs on four items, the last one
-    repeated if necessary, and cached embeddings don't depend on how many segments were encoded together. The cores
-    share the batch instead of each of the LSTM's thousands of small products: threads that wait for each other take ten
-    times as long when another program is running.
+    The matrix library's algorithm depends on the number of rows. So these layers always run on four items, the last one
+    repeated if necessary, and cached embeddings don't depend on how many segments were encoded together.
     """
     repeated = batch[-1:].expand(-len(batch) % LSTM_ITEMS, -1, -1)
+    groups = torch.cat([batch, repeated]).split(LSTM_ITEMS)
     with one_thread_per_core() as pool:
-        parts = torch.cat([batch, repeated]).split(LSTM_ITEMS)
-        return torch.cat(list(pool.map(layers, parts)))[: len(batch)]
+        for layer in layers:
+            groups = pipelined_lstm(layer, groups, pool) if isinstance(layer, SLSTM) else pool.map(layer, groups)
+        return torch.cat(list(groups))[: len(batch)]
+
+
+def pipelined_lstm(
+    slstm: SLSTM, groups: Iterable[torch.Tensor], pool: concurrent.futures.Executor
+) -> Iterator[torch.Tensor]:
+    """Apply EnCodec's LSTM to each group [4, C, frames].
+
+    Its layers run on different cores: while one works on a chunk of frames, the layer below works on the next chunk.
+    The cores don't share the LSTM's thousands of small products, because threads that wait for each other take ten
+    times as long when another program is running.
+    """
+
+    def run(layer: nn.LSTM, below: Future | None, chunk: torch.Tensor, before: Future | None) -> tuple:
+        return layer(below.result()[0] if below else chunk, before.result()[1] if before else None)
+
+    layers = single_layers(slstm.lstm)
+    running = []
+    for group in groups:
+        before, top = [None] * len(layers), []
+        for chunk in group.permute(2, 0, 1).split(LSTM_FRAMES):
+            below = None
+            for number, layer in enumerate(layers):
+                below = before[number] = pool.submit(run, layer, below, chunk, before[number])
+            top.append(below)
+        running.append((group, top))
+    for group, top in running:
+        output = torch.cat([chunk.result()[0] for chunk in top]).permute(1, 2, 0)
+        yield output + group if slstm.skip else output
+
+
+def single_layers(lstm: nn.LSTM) -> list[nn.LSTM]:
+    """The layers of an LSTM as LSTMs of one layer, which share its weights."""
+    layers = []
+    for number in range(lstm.num_layers):
+        layer = nn.LSTM(lstm.hidden_size if number else lstm.input_size, lstm.hidden_size, device="meta")
+        for name, _ in list(layer.named_parameters()):
+            setattr(layer, name, getattr(lstm, name.replace("_l0", f"_l{number}")))
+        layers.append(layer)
+    return layers
 
 
 @contextlib.contextmanager
