@@ -25,7 +25,7 @@ from torch import nn
 CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early gives the same later frames as the whole signal
 PIECE_FRAMES = 80  # keeps a piece's activations in a core's cache
 LSTM_ITEMS = 4  # two take longer for a batch of eight, which is what a dataset is encoded in
-LSTM_FRAMES = 100  # short enough that the layers soon work side by side, long enough for fast matrix products
+LSTM_FRAMES = 96  # 4 x 96 rows fill the tiles of any matrix library, so no row is in a tile that is cut off
 _USE_OF_CORES = threading.Lock()  # torch's number of threads is one setting for the whole process
 
 
@@ -79,8 +79,9 @@ def in_pieces(convolve: Callable[..., torch.Tensor], batch: torch.Tensor, num_fr
 def batch_independent(layers: nn.Sequential, batch: torch.Tensor) -> torch.Tensor:
     """Apply layers with an LSTM so that an item gets the same bits alone as in a batch.
 
-    The matrix library's algorithm depends on the number of rows. So these layers always run on four items, the last one
-    repeated if necessary, and cached embeddings don't depend on how many segments were encoded together.
+    The matrix library's algorithm depends on the number of rows, and the last rows of a product can get other bits than
+    the rest. So the LSTM always runs on four items and chunks of 96 frames, padded if necessary. Then cached embeddings
+    don't depend on how many segments were encoded together.
     """
     repeated = batch[-1:].expand(-len(batch) % LSTM_ITEMS, -1, -1)
     groups = torch.cat([batch, repeated]).split(LSTM_ITEMS)
@@ -107,14 +108,15 @@ def pipelined_lstm(
     running = []
     for group in groups:
         before, top = [None] * len(layers), []
-        for chunk in group.permute(2, 0, 1).split(LSTM_FRAMES):
+        frames = F.pad(group, (0, -group.shape[2] % LSTM_FRAMES)).permute(2, 0, 1)
+        for chunk in frames.split(LSTM_FRAMES):
             below = None
             for number, layer in enumerate(layers):
                 below = before[number] = pool.submit(run, layer, below, chunk, before[number])
             top.append(below)
         running.append((group, top))
     for group, top in running:
-        output = torch.cat([chunk.result()[0] for chunk in top]).permute(1, 2, 0)
+        output = torch.cat([chunk.result()[0] for chunk in top]).permute(1, 2, 0)[:, :, : group.shape[2]]
         yield output + group if slstm.skip else output
 
 

@@ -47,11 +47,13 @@ def test_any_length_is_as_exact_as_encodecs_own(codec, waveforms, samples):
         assert (ours - expected).abs().max() <= 2 * (theirs - expected).abs().max()
 
 
-def test_an_embedding_does_not_depend_on_the_batch(codec, waveforms):
-    batch = waveforms[:, :, :24000].repeat(3, 1, 1) * torch.linspace(0.5, 1, 6)[:, None, None]
-    together = codec.encode(batch)
-    for size in range(1, 6):
-        assert torch.equal(codec.encode(batch[:size]), together[:size])
+@pytest.mark.parametrize("samples", [1600, 24000, 48000])  # 5, 75 and 150 frames
+def test_sound_and_embeddings_do_not_depend_on_the_batch(codec, waveforms, samples):
+    batch = waveforms[:, :, :samples].repeat(3, 1, 1) * torch.linspace(0.5, 1, 6)[:, None, None]
+    for function, items in ((codec.encode, batch), (codec.decode, codec.encode(batch))):
+        together = function(items)
+        assert torch.equal(function(items[:5]), together[:5])
+        assert all(torch.equal(function(items[k : k + 1]), together[k : k + 1]) for k in range(6))
 
 
 def test_several_threads_may_encode_at_once(codec, waveforms):
