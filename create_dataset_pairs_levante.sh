@@ -40,8 +40,8 @@ elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && type module >/dev/null 2>&1; 
     module load "$MODULE" || true
     set -u
 fi
-python -c 'import importlib.util as u; assert all(map(u.find_spec, ("torch", "torchaudio", "soundfile", "av")))' 2>/dev/null ||
-    fail "no Python with torch, torchaudio, soundfile and av; create .venv first (docs/levante.md)"
+python -c 'import importlib.util as u; assert all(map(u.find_spec, ("soundfile", "soxr", "av", "scipy")))' 2>/dev/null ||
+    fail "no Python with soundfile, soxr, av and scipy; create .venv first (docs/levante.md)"
 
 header="== job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST, $(date -Is), \
 commit $(git describe --always --dirty 2>/dev/null || echo unknown): create_dataset_pairs_wav.py $*"

@@ -6,7 +6,8 @@
 
 Reads every format that libsndfile or FFmpeg reads (WAV, FLAC, MP3, M4A, Ogg, Opus, WMA, ...), averages the channels,
 resamples to 24 kHz and pairs each segment with the next one. Pairs come from all tracks as evenly as their lengths
-allow. Training and validation never share a track unless there is only one. A run that was killed resumes.
+allow. Training and validation never share a track unless there is only one. If it is killed, run it again: it
+resumes.
 """
 
 from __future__ import annotations

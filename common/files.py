@@ -14,6 +14,8 @@ from pathlib import Path
 
 from common.errors import UserError, name_in_errors
 
+_UMASK = os.umask(0o077)  # read once: this is the only way, and other threads must not create files meanwhile
+os.umask(_UMASK)
 PARTIAL_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # the names that atomic_write uses
 
 
@@ -35,7 +37,7 @@ def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
             if sync:
                 os.fsync(handle)
             with contextlib.suppress(OSError):  # some file systems have no permissions
-                temporary.chmod(0o666 & ~_umask())
+                temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
         finally:
             os.close(handle)
@@ -109,9 +111,3 @@ def check_output_folder(flag: str, folder: str | os.PathLike | None, is_written:
             return
         if os.path.lexists(path):
             raise UserError(f"{flag} {folder}: {path} is not a folder; choose another")
-
-
-def _umask() -> int:
-    current = os.umask(0o077)
-    os.umask(current)
-    return current

@@ -74,8 +74,8 @@ def what_it_uses(diagnosis: dict) -> str:
         conclusion = "there is evidence only that it uses the overall sound of its input, not the order"
     else:
         conclusion = "it uses the order of its input"
-    other = "" if swapped is None else f" With another track's input, it drops by {swapped}."
-    return f"If its input is shuffled in time, its skill drops by {shuffled}.{other} So {conclusion}."
+    other = "" if swapped is None else f" With another track's input, it changes by {-swapped}."
+    return f"If its input is shuffled in time, its skill changes by {-shuffled}.{other} So {conclusion}."
 
 
 def limit(

@@ -208,11 +208,12 @@ def reach_s(seconds: list[float], curve: dict[str, np.ndarray]) -> float:
 def _sentence(seconds: list[float], curves: dict[str, dict[str, np.ndarray]]) -> str:
     reaches = {name: reach_s(seconds, curve) for name, curve in curves.items()}
 
-    def up_to(name: str) -> str:
+    def how_far(name: str) -> str:
         reach = reaches[name]
         if reach == 0:
-            return "less than one frame ahead"
-        return f"up to {reach:.2g} s ahead (skill {curves[name]['skill'][seconds.index(reach)]:+.2f} there)"
+            return "is not predictable even one frame ahead"
+        skill = curves[name]["skill"][seconds.index(reach)]
+        return f"is predictable up to {reach:.2g} s ahead (skill {skill:+.2f} there)"
 
     embedding, log_mel = reaches["embedding"] >= SHORT_S, reaches["log_mel"] >= SHORT_S
     if embedding and log_mel:
@@ -224,8 +225,8 @@ def _sentence(seconds: list[float], curves: dict[str, dict[str, np.ndarray]]) ->
     else:
         opening = "neither this embedding nor the log-mel spectrogram of the music is predictable half a second ahead"
     return (
-        f"With a linear map, {opening}. The embedding is predictable {up_to('embedding')}, "
-        f"the log-mel spectrogram {up_to('log_mel')}."
+        f"With a linear map, {opening}. The embedding {how_far('embedding')}, and "
+        f"the log-mel spectrogram {how_far('log_mel')}."
     )
 
 

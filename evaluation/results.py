@@ -146,7 +146,7 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
     found = []
     if shared := results["dataset"]["shared_tracks"]:
         found.append(
-            f"{shared} of {results['dataset']['tracks']} validation tracks are also in the training split, so these "
+            f"Validation tracks that are also in the training split: {shared} of {results['dataset']['tracks']}. These "
             "results are partly about tracks that the model was trained on."
         )
     if copies:

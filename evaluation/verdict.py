@@ -68,6 +68,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __neg__(self) -> Interval:
+        return Interval(-self.value, -self.high, -self.low)
+
     def __str__(self) -> str:
         if math.isnan(self.low):  # there is only one track
             return f"{self.value:+.2f}"
@@ -134,7 +137,7 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     if outcome == "undecided":
         why = f"{tracks} for validation, but {TRACKS_FOR_A_VERDICT} are needed"
         if evidence.shared_tracks:
-            why = f"{evidence.shared_tracks} of {tracks} were also used for training"
+            why = f"validation tracks that were also used for training: {evidence.shared_tracks} of {evidence.tracks}"
         other = f"that of {BASELINES[baseline]} is {evidence.skills[baseline]:+.2f}"
         return f"{why}. The model's skill is {value:+.2f}; {other}"
     skill = f"the model's skill is {value:+.2f} (95% interval {low:+.2f} to {high:+.2f}, {tracks})"
@@ -142,7 +145,7 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
     uses = "It uses its input" if evidence.uses_input else "There is no evidence that it uses its input"
     cost = "there is no other track to test with"
     if evidence.input_cost is not None:
-        cost = f"with another track's input, its skill drops by {evidence.input_cost}"
+        cost = f"with another track's input, its skill changes by {-evidence.input_cost}"
     return f"{skill}. {scale}. {_lead_over(baseline, evidence)}. {uses}: {cost}"
 
 

@@ -121,9 +121,9 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
     run(*evaluate(place, *paths, "--num_examples", 0))
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["verdict"]["outcome"] == "undecided"
-    assert "1 of 1 track were also used for training" in found["verdict"]["sentence"]
+    assert "validation tracks that were also used for training: 1 of 1." in found["verdict"]["sentence"]
     notes = " ".join(found["notes"])
-    assert "1 of 1 validation tracks are also in the training split" in notes
+    assert "Validation tracks that are also in the training split: 1 of 1." in notes
     assert "1 of 1 true continuations are also in the training split, sample for sample" in notes
     assert "not the validation split used in training" in notes
     assert "There is no metrics.jsonl" in (tmp_path / "out/report.html").read_text()

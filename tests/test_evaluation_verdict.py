@@ -27,7 +27,7 @@ def evidence(skill=ABOVE, input_cost=ABOVE, tracks=TRACKS_FOR_A_VERDICT, shared=
     [
         (evidence(), "works", "It leads every baseline"),
         (evidence(tracks=9), "undecided", "9 tracks for validation, but 10 are needed"),
-        (evidence(shared=2), "undecided", "2 of 10 tracks were also used for training"),
+        (evidence(shared=2), "undecided", "validation tracks that were also used for training: 2 of 10."),
         (evidence(input_cost=AROUND), "better_than_average", "no evidence that it uses its input"),
         (evidence(input_cost=None), "better_than_average", "no evidence that it uses its input"),
         (evidence(loop=AROUND), "better_than_average", "not ahead of looping the input"),

@@ -92,8 +92,8 @@ def describe_tracks(train: set[str], val: set[str]) -> str:
     """A warning if the validation split is too weak for a verdict, else empty."""
     if shared := len(train & val):
         return (
-            f"*** {shared} of {len(val)} validation tracks are also in the training split: "
-            "the validation loss says nothing about new music"
+            f"*** validation tracks that are also in the training split: {shared} of {len(val)}; "
+            "the validation loss is partly about music that was trained on"
         )
     if 0 < len(val) < TRACKS_FOR_A_VERDICT:
         return f"only {len(val)} validation tracks: too few for a verdict, which needs {TRACKS_FOR_A_VERDICT}"
