@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from common.machine import available_cores
+from training.log import commit
 
 ROOT = Path(__file__).parents[1]
 HEADER = "| subject | measured against | ratio | goal | |\n|---|---|---|---|---|"
@@ -70,16 +71,11 @@ def replace_everywhere(function: Callable, replacement: Callable) -> None:
 
 def about_this_run() -> dict[str, str]:
     """Machine, versions and commit."""
-    try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        commit = run.stdout.strip()
-    except OSError:  # no git here
-        commit = ""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     return {
         "machine": f"{available_cores()} cores, {model}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-        "commit": commit or "unknown",
+        "commit": commit(),
     }

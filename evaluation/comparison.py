@@ -44,8 +44,6 @@ CONTINUATIONS = {
 # Decoding takes far longer than everything else. The other rows would sound like one of these, or like a held chord.
 SOUND_ROWS = ("model", "model_quantized", "repeat_input", "loop", "training_mean", "other_track", "ceiling",
               "ceiling_quantized")  # fmt: skip
-# The model with its input changed, to see what it uses.
-INPUT_ABLATIONS = ("input_shuffled", "input_swapped")
 
 
 class Dataset(Pairs, Protocol):
@@ -145,7 +143,7 @@ class Comparison:
 
     @torch.no_grad()
     def continuations(self, index: int) -> dict[str, torch.Tensor]:
-        """The continuation [C, T] of pair `index` by each of CONTINUATIONS and INPUT_ABLATIONS."""
+        """The continuation [C, T] of pair `index` by each of CONTINUATIONS, and by the model from changed inputs."""
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
         shuffled = torch.from_numpy(np.random.default_rng([self.seed, index]).permutation(source.shape[1]))

@@ -30,13 +30,10 @@ def describe_loss(loss: Loss, shape: tuple[int, int], device: torch.device) -> s
     predictions, targets = 30 * torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     if torch.allclose(loss(predictions, targets), F.mse_loss(predictions, targets)):
         return MSE
-    statements = ast.parse(inspect.getsource(loss)).body[0].body
-    code = [" ".join(ast.unparse(line).split()) for line in statements if not _is_docstring(line)]
+    function = ast.parse(inspect.getsource(loss)).body[0]
+    statements = function.body[1:] if ast.get_docstring(function) else function.body
+    code = [" ".join(ast.unparse(line).split()) for line in statements]
     return "; ".join(code).removeprefix("return ")
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def hash_code() -> dict[str, str]:

@@ -68,7 +68,7 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str) -> s
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     settings = ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(config).items() if value is not None)
     return (
-        f"training   {now}, commit {_commit() or 'unknown'}\n"
+        f"training   {now}, commit {commit()}\n"
         f"versions   python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}\n"
         f"devices    {world_size()} x {device.type} ({name}), {precision}, "
         f"batch {config.batch_size} x {world_size()} = {config.batch_size * world_size()}\n"
@@ -120,9 +120,10 @@ def evaluate_command(config: TrainConfig, checkpoint: Path) -> str:
     return shlex.join(words)
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of this code, with "-dirty" if it was edited; `unknown` without git."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     except OSError:  # no git here
-        return ""
+        return "unknown"
