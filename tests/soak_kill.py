@@ -77,7 +77,7 @@ def stages(base: Path) -> list[Stage]:
         Stage("fill and train, 2 processes", 3, SCRIPTS[2], train(2)),
         Stage("evaluate", 3, SCRIPTS[3], lambda folder: [
             *checkpoint, "--dataset_dir", base / "dataset", "--output_dir", folder / "results",
-            "--cache_dir", folder / "cache", "--num_examples", 2, "--max_sound_pairs", 4, *CODEC,
+            "--cache_dir", folder / "cache", "--num_examples", 1, "--max_sound_pairs", 1, *CODEC,
         ]),
         Stage("generate", 2, SCRIPTS[4], lambda folder: [
             base / "music" / "0.wav", base / "music" / "1.wav", *checkpoint, "--output_dir", folder, *CODEC,
@@ -252,7 +252,7 @@ def main() -> int:
             # The stage that is furthest behind its share.
             stage = min(chosen, key=lambda stage: soak.counts[stage.name] / stage.share)
             left = args.kills - soak.counts["kills"]
-            per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(1, args.kills * stage.share // 25))
+            per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(2, args.kills * stage.share // 25))
             if soak.chain(stage, per_chain) == 0:
                 soak.counts[stage.name] += 0.2  # it ended before the kill, so let the others have a turn
     kills, failures = soak.counts["kills"], soak.counts["failures"]

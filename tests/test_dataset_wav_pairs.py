@@ -1,6 +1,5 @@
 """The dataset gives the same embeddings with and without a cache, encodes each segment once, and names bad WAVs."""
 
-import errno
 import os
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from conftest import UNTRAINED, main_of, noise, write_track
 from common.errors import UserError
 from dataset import split_index
 from dataset.batches import PairBatches
-from dataset.cache import EmbeddingCache
 from dataset.pairs import read_metadata, read_pcm16
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 
@@ -218,11 +216,3 @@ def test_an_embedding_that_is_not_finite_names_its_file(copy, codec, monkeypatch
     with pytest.raises(UserError, match=r"pair_\d+_\w+\.wav: its embedding is not finite"):
         prepare_cache([WavPairsDataset(copy / "val", codec)])
     assert WavPairsDataset(copy / "val", codec).cache.keys() == set()
-
-
-def test_the_cache_never_shows_half_a_file(tmp_path, monkeypatch):
-    cache = EmbeddingCache(tmp_path, (128, 75))
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "killed")))
-    with pytest.raises(OSError, match=r"killed.*a\.npy"):
-        cache.write("a", np.zeros((128, 75)))
-    assert list(tmp_path.iterdir()) == []

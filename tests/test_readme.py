@@ -20,7 +20,7 @@ COMMANDS = [
 ]
 # The README's commands take hours and need the pretrained weights, so these flags are added. None is removed.
 ADDED = {
-    "create_dataset_pairs_wav.py": "--num_workers 2",
+    "create_dataset_pairs_wav.py": "--num_workers 2 --segment_duration 4",
     "test_simple_setup.py": "--encodec_weights demo",
     "train_simple_ddp.py": "--encodec_weights demo --epochs 1 --device cpu",
     "generate_continuation.py": "--device cpu",
@@ -37,8 +37,8 @@ def clone(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for number in range(3):
-        write_track(folder / "music" / f"{number}.wav", 33, seed=number)
-    write_track(folder / "song.mp3", 20, seed=9)
+        write_track(folder / "music" / f"{number}.wav", 9, seed=number)
+    write_track(folder / "song.mp3", 6, seed=9)
     return folder
 
 
