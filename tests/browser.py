@@ -72,10 +72,6 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def press_tab(self) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-
     def problems(self) -> list[dict]:
         """Everything that went wrong on the page, and every request that left this disk."""
         self.value("1")

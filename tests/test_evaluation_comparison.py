@@ -4,16 +4,14 @@ import math
 from collections import Counter
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from datasets import write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import oracle
 
-from audio.segments import write_wav
 from common.errors import UserError
-from dataset.pairs import PairRow, write_metadata
 from dataset_wav_pairs import WavPairsDataset, prepare_cache
 from evaluation.baselines import fit
 from evaluation.comparison import (
@@ -23,10 +21,11 @@ from evaluation.comparison import (
     other_tracks,
     spread_over_tracks,
 )
+from evaluation.diagnosis import diagnose
 from evaluation.measures import TrackErrors, one_thread
 from evaluation.results import gather_evidence, seconds, table_rows, to_json_types
+from evaluation.verdict import verdict
 
-RATE = 24000
 TRACKS = ["a", "a", "b", "b", "c", "c"]
 SOUND_COLUMNS = ("log_mel_distance", "chroma_cosine")
 
@@ -35,26 +34,10 @@ def silent(done, total, what):
     pass
 
 
-def write_pairs(folder, first_pair, pairs, rng):
-    """Consecutive seconds of one synthetic track, as pairs: each output is the next pair's input."""
-    time = np.arange((pairs + 1) * RATE) / RATE
-    notes = sum(np.sin(2 * np.pi * f * time) for f in rng.uniform(100, 1500, 3)) * (1 + np.sin(2 * np.pi * 3 * time))
-    track = np.round(2000 * notes + 200 * rng.normal(size=len(time))).astype(np.int16)
-    segments = track.reshape(pairs + 1, -1)
-    for k in range(pairs):
-        write_wav(folder / f"pair_{first_pair + k:04d}_input.wav", segments[k], RATE)
-        write_wav(folder / f"pair_{first_pair + k:04d}_output.wav", segments[k + 1], RATE)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, codec):
-    folder, rng = tmp_path_factory.mktemp("dataset") / "val", np.random.default_rng(0)
-    folder.mkdir()
-    for track in range(3):
-        write_pairs(folder, 2 * track, 2, rng)
-    rows = [PairRow(f"pair_{k:04d}", "val", TRACKS[k], k % 2) for k in range(6)]
-    write_metadata(folder.parent / "metadata.txt", {"segment_duration": "1"}, {}, [], rows)
-    dataset = WavPairsDataset(folder, codec)
+    folder = write_dataset(tmp_path_factory.mktemp("dataset"), [(track, "val") for track in "abc"], pairs=2)
+    dataset = WavPairsDataset(folder / "val", codec)
     with one_thread():
         prepare_cache([dataset])
         yield dataset
@@ -113,7 +96,10 @@ def test_a_single_track_has_no_other(dataset):
     assert rows["other_track"] == {"label": CONTINUATIONS["other_track"], "note": "needs a second validation track"}
     assert rows["model"]["mse"] == rows["repeat_input"]["mse"]
     assert rows["model"]["log_mel_distance"] == pytest.approx(rows["repeat_input"]["log_mel_distance"], rel=1e-6)
-    assert gather_evidence(by_tracks, 0).input_cost is None
+    evidence = gather_evidence(by_tracks, 0)
+    assert evidence.input_cost is None
+    assert not any("nan" in verdict(evidence)[part] for part in ("sentence", "transformer"))
+    assert "no other track" in diagnose(by_tracks)["sentences"][1]
     assert to_json_types(rows)["model"]["skill_interval"] == [None, None]
 
 

@@ -16,7 +16,6 @@ def test_the_sentences_follow_the_planted_cause(rng):
     train, val = copies(rng), copies(rng)
     found = diagnose(examine(channel_regression(train), train, val)[2])
     assert "it uses the order of its input" in found["sentences"][1]
-    assert found["skill"] == pytest.approx(found["skill_of_average"] + found["skill_of_changes"])
     found = diagnose(examine(lambda x: 0.8 * x.mean(dim=2, keepdim=True).expand_as(x), train, val)[2])
     assert found["skill_of_changes"] == pytest.approx(0, abs=0.005)
     assert found["skill_of_average"] > 0.01

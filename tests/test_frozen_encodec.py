@@ -4,7 +4,9 @@ import concurrent.futures
 import copy
 import hashlib
 import http.server
+import socket
 import threading
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -167,11 +169,19 @@ def test_the_download_lands_in_torch_hubs_cache(tmp_path, monkeypatch):
     assert find_weights("pretrained") == found, "the second time there is no server"
 
 
-def test_no_weights_and_no_network_gives_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_no_weights_and_no_network_gives_one_line(tmp_path, monkeypatch, is_silent):
+    """A proxy refuses connections, or accepts them and never answers, as some compute nodes' networks do."""
+    set_timeout = socket.setdefaulttimeout
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and seconds / 100))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of the first download
+    monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=f"no EnCodec weights at {tmp_path}.*run python test_simple_setup.py") as caught:
-        find_weights("pretrained")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1] if is_silent else 9}")
+        message = f"no EnCodec weights at {tmp_path}.*{'timed out' if is_silent else 'refused'}.*test_simple_setup.py"
+        with pytest.raises(UserError, match=message) as caught:
+            find_weights("pretrained")
     assert "--encodec_weights FILE" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--encodec_weights none: no file none"):
         find_weights("none")

@@ -61,13 +61,11 @@ class Music:
     def __init__(self, tracks: list[list[bool]], promised: list[int]):
         self.names = [f"{i}.wav" for i in range(len(tracks))]
         self.tracks, self.promised = dict(zip(self.names, tracks, strict=True)), promised
-        self.read: list[tuple[str, int]] = []
 
     def probe_track(self, cut: SegmentationSettings, source: str) -> tuple[float, int]:
         return self.promised[self.names.index(source)], 1
 
     def stage_track(self, cut: SegmentationSettings, work: tuple[str, int]) -> Track:
-        self.read.append(work)
         source, pairs = work
         good = self.tracks[source]
         segments = [Segment(f"{source} {k}", usable, 0) for k, usable in enumerate(good)]
@@ -111,12 +109,6 @@ def test_no_track_and_no_second_is_in_both_splits(tracks, data):
         assert all(count == pairs[name] or count >= max(counts.values()) - 1 for name, count in counts.items())
     fates = [*selection.skipped, *selection.not_needed, *selection.used]
     assert sorted(fates) == sorted(music.names) and not any(pairs[name] for name in selection.skipped)
-
-
-def test_true_headers_are_read_once():
-    music = Music([[True] * n for n in (30, 5, 9, 30)], [30, 5, 9, 30])
-    music.select(20, 2)
-    assert sorted(name for name, _ in music.read) == music.names
 
 
 @pytest.mark.parametrize("promised", [[2, 2, 2], [0, 0, 0], [500, 500, 500]])

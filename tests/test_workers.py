@@ -16,12 +16,6 @@ def square(number: int) -> int:
     return number * number
 
 
-def dies_at_7(number: int) -> int:
-    if number == 7:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return square(number)
-
-
 def dies_once(item: tuple[int, Path]) -> int:
     number, marker = item
     if number in (3, 4) and not marker.with_suffix(f".{number}").exists():
@@ -38,16 +32,6 @@ def fails(number: int) -> int:
 
 def lost(item: object, reason: str) -> tuple[object, str]:
     return item, reason
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_an_item_that_kills_its_process_twice_is_given_up(count):
-    with Workers(count) as workers:
-        for _ in range(2):
-            results = list(workers.map(dies_at_7, range(20), lost))
-            number, reason = results[7]
-            assert number == 7 and "SIGSEGV" in reason
-            assert [r for i, r in enumerate(results) if i != 7] == [i * i for i in range(20) if i != 7]
 
 
 @pytest.mark.parametrize("count", [1, 3])
