@@ -115,6 +115,12 @@ def test_the_log_has_a_line_for_each_epoch(runs):
         assert float(skill) == pytest.approx(line["skill"], abs=1e-4)
 
 
+def test_the_codec_is_not_in_the_checkpoint(trained, codec):
+    checkpoint = load(trained / "best_model.pt")
+    assert checkpoint["codec"] == codec.fingerprint
+    assert not any("encoder.model" in name for name in checkpoint["model"])
+
+
 def test_training_is_reproducible_from_its_seed(small_dataset, tmp_path, run):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(*command(small_dataset, tmp_path / name, "--epochs", 2, "--seed", seed))
