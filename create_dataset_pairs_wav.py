@@ -177,7 +177,7 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     cut = SegmentationSettings(
         str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate
     )
-    earlier = PreviousSplits.of(previous) if previous else PreviousSplits()
+    earlier = PreviousSplits.from_metadata(previous) if previous else PreviousSplits()
     with Workers(min(settings.num_workers or available_cores(), len(sources))) as workers:
         selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
     report_files(selection, settings.max_pairs)

@@ -54,7 +54,7 @@ class WavPairsDataset(Dataset):
     cache_dir: folder for embeddings (default: .embedding_cache beside the split's folder).
     use_cache: False encodes at every access and writes nothing.
 
-    Attributes: `pairs[i]` (input WAV, output WAV); `keys[i]`, equal if and only if the embeddings are.
+    Attributes: `names[i]` of the pairs, as in metadata.txt; `keys[i]`, equal if and only if the embeddings are.
     Raises UserError if a WAV is not mono 16-bit PCM at the codec's sample rate, differs in length from the rest, or
     is missing its partner.
     """
@@ -67,8 +67,8 @@ class WavPairsDataset(Dataset):
         use_cache: bool = True,
     ):
         self.split_dir, self.codec = Path(split_dir), codec
-        self.pairs = find_pairs(self.split_dir)
-        self.segments = SplitSegments(self.split_dir, self.pairs, codec.sample_rate)
+        self.names = find_pairs(self.split_dir)
+        self.segments = SplitSegments(self.split_dir, self.names, codec.sample_rate)
         self.num_samples = self.segments.num_samples
         self.num_frames = -(-self.num_samples // codec.hop_length)
         self.segment_keys = _segment_keys(self.segments)
@@ -82,7 +82,7 @@ class WavPairsDataset(Dataset):
                 raise UserError(f"{folder}: {error.strerror}; choose another folder with --cache_dir") from error
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.__getitems__([index])[0]
@@ -97,9 +97,9 @@ class WavPairsDataset(Dataset):
     def keys(self) -> list[tuple[str, str]]:
         return [(first.decode(), second.decode()) for first, second in self.segment_keys.reshape(-1, 2)]
 
-    def name(self, index: int) -> str:
-        """The pair's name, as in metadata.txt: pair_0000."""
-        return self.pairs.names[index]
+    def wavs(self, index: int) -> tuple[Path, Path]:
+        """The paths of a pair's input and output."""
+        return self.segments.path(2 * index), self.segments.path(2 * index + 1)
 
     def embeddings(self, wavs: Sequence[int]) -> list[torch.Tensor]:
         """The embeddings [C, frames] of WAVs, given by their numbers in `segments`. Encodes those not in the cache."""
@@ -216,7 +216,7 @@ def prepare_cache(datasets: list[WavPairsDataset]) -> str:
     """
     identity = hashlib.sha256(datasets[0].codec.fingerprint.encode())
     for dataset in datasets:
-        identity.update("\n".join([dataset.split_dir.name, *dataset.pairs.names]).encode())
+        identity.update("\n".join([dataset.split_dir.name, *dataset.names]).encode())
         identity.update(dataset.segment_keys.tobytes())
     if datasets[0].cache is not None:
         # Only rank 0 checks what is missing, because another rank could check while files are already being written.

@@ -230,10 +230,10 @@ def rows_of(dataset: WavPairsDataset) -> list[PairRow]:
     """The row in metadata.txt of each pair of a split."""
     path, split = dataset.split_dir.parent / METADATA_NAME, dataset.split_dir.name
     by_name = {row.name: row for row in read_metadata(path).pairs if row.split == split}
-    for name in dataset.pairs.names:
+    for name in dataset.names:
         if name not in by_name:
             raise UserError(f"{path}: does not list {split}/{name}; create the dataset again with --overwrite")
-    return [by_name[name] for name in dataset.pairs.names]
+    return [by_name[name] for name in dataset.names]
 
 
 def check_is_ours(folder: Path) -> None:

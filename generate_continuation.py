@@ -16,7 +16,6 @@ import functools
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -53,7 +52,7 @@ import soundfile
 import torch
 
 from audio.codec import Codec
-from audio.reading import AudioError, AudioReader
+from audio.reading import AudioError
 from audio.segments import MAX_SAMPLE, WAV_COMMENT, read_last_samples, to_pcm16, write_wav
 from common.devices import pick_device
 from common.errors import UserError, printable, run_script
@@ -107,7 +106,7 @@ def read_end(path: str, num_samples: int, context_samples: int, sample_rate: int
     A song cannot be continued if it is unreadable or too short, or if its end contains invalid samples.
     """
     try:
-        samples, note = read_last_samples(path, num_samples + context_samples, sample_rate, _with_progress)
+        samples, note = read_last_samples(path, num_samples + context_samples, sample_rate)
     except AudioError as error:
         return str(error)
     if len(samples) < num_samples:
@@ -122,14 +121,6 @@ def read_end(path: str, num_samples: int, context_samples: int, sample_rate: int
     if len(samples) < num_samples + context_samples:
         return End(samples[-num_samples:], samples[:0], note)
     return End(samples[context_samples:], samples[:context_samples], note)
-
-
-def _with_progress(audio: AudioReader) -> Iterator[np.ndarray]:
-    progress = Progress()
-    for block in audio:
-        yield block
-        progress(audio.seconds / 60, max(audio.seconds, audio.duration_s) / 60, "minutes of the input read")
-    progress.close()
 
 
 def encode_end(codec: Codec, segment: np.ndarray, before: np.ndarray) -> torch.Tensor:

@@ -46,7 +46,7 @@ from train_simple_worker import train_worker
 
 def main() -> int:
     config = parse_settings(TrainConfig, __doc__)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not config.check_only:
+    if torch.distributed.is_torchelastic_launched() and not config.check_only:
         record(run_under_torchrun)(config)  # torchrun prints the first failure's traceback last
         if __name__ == "__main__":
             leave_at_once()
@@ -126,24 +126,11 @@ def run_under_torchrun(config: TrainConfig) -> None:
     """Train as one of the processes that torchrun started. Its environment variables say which one."""
     if config.num_processes is not None:
         raise UserError("--num_processes: cannot be used with torchrun; use its --nproc_per_node instead")
-    rank, world_size = _from_environment("RANK"), _from_environment("WORLD_SIZE")
-    local_rank = _from_environment("LOCAL_RANK", rank)
-    on_node = _from_environment("LOCAL_WORLD_SIZE", world_size)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if world_size > 1 and not os.environ.get(name):
-            raise UserError(f"RANK is set but {name} is not; start with torchrun, or unset RANK and WORLD_SIZE")
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    local_rank, rank, world_size, on_node = (int(os.environ[name]) for name in names)
     if local_rank == 0:
         check_before_start(config, on_node)
     run_process(config, local_rank, rank, world_size, on_node)
-
-
-def _from_environment(name: str, default: int | None = None) -> int:
-    value = os.environ.get(name, "")
-    if value == "" and default is not None:
-        return default
-    if not value.isdecimal():
-        raise UserError(f"{name}={value!r}: not a whole number; start with torchrun, or unset {name}")
-    return int(value)
 
 
 def run_process(config: TrainConfig, local_rank: int, rank: int, world_size: int, on_node: int) -> None:

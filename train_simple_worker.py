@@ -292,7 +292,7 @@ def validate(
         deviations = [deviation_over_time(x).sum() for x in (predictions, targets)]
         sums += torch.stack([loss_function(predictions, targets) * len(inputs), *deviations]).cpu().double()
         if not sums[0].isfinite() and not bad:
-            bad = [dataset.name(i) for i in mine[step * size : (step + 1) * size]]
+            bad = [dataset.names[i] for i in mine[step * size : (step + 1) * size]]
     error, predicted, true = sum_over_ranks(sums).tolist()
     if not math.isfinite(error):  # the same on every process
         raise_not_finite(f"the validation MSE is not finite after epoch {state.epoch}", bad)

@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import soundfile
@@ -60,21 +60,16 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
         pieces, have = [samples], len(samples)
 
 
-def read_last_samples(
-    path: str | os.PathLike,
-    num_samples: int,
-    sample_rate: int,
-    progress: Callable[[AudioReader], Iterable[np.ndarray]] = iter,
-) -> tuple[np.ndarray, str]:
+def read_last_samples(path: str | os.PathLike, num_samples: int, sample_rate: int) -> tuple[np.ndarray, str]:
     """The last `num_samples` of a file at `sample_rate` Hz: float32 [at most num_samples], mono.
 
-    Also returns what is wrong with the file ("" if nothing). `progress` wraps the iterator of blocks.
-    Raises AudioError if the file cannot be read.
+    Also returns what is wrong with the file ("" if nothing). Raises AudioError if the file
+    cannot be read.
     """
     with open_audio(path) as audio:
         tail: deque[np.ndarray] = deque()
         have = 0
-        for block in resampled_blocks(progress(audio), audio.sample_rate, sample_rate):
+        for block in resampled_blocks(audio, audio.sample_rate, sample_rate):
             tail.append(block)
             have += len(block)
             while have - len(tail[0]) >= num_samples:
@@ -107,8 +102,7 @@ def to_pcm16(segment: np.ndarray) -> tuple[np.ndarray, int]:
 
 def write_wav(path: str | os.PathLike, pcm16: np.ndarray, sample_rate: int, comment: str = "") -> None:
     """Write int16 [samples] atomically as a mono 16-bit WAV with `comment` in its header."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(wav_bytes(pcm16, sample_rate, comment))
+    atomic_write(path, wav_bytes(pcm16, sample_rate, comment))
 
 
 def wav_bytes(pcm16: np.ndarray, sample_rate: int, comment: str = "") -> bytes:

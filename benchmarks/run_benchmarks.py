@@ -217,8 +217,7 @@ def main() -> int:
             for row in SUBJECTS[subject](Path(work)):
                 print(row, flush=True)
                 rows.append(asdict(row))
-    with atomic_write(output) as temporary:
-        temporary.write_text(json.dumps(about | {"rows": rows}, indent=1))
+    atomic_write(output, json.dumps(about | {"rows": rows}, indent=1))
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import socket
 import tempfile
 import time
@@ -14,64 +15,37 @@ from pathlib import Path
 
 from common.errors import UserError, name_in_errors
 
-_UMASK = os.umask(0o077)  # read once: this is the only way, and other threads must not create files meanwhile
-os.umask(_UMASK)
-PARTIAL_FILE = re.compile(r"\..*\.[a-z0-9_]{8}\.part")  # the names that atomic_write uses
+PARTIAL_FILE = re.compile(r"\..*\.[0-9a-f]{8}\.part")  # the names that atomic_write uses
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and rename it to `path` if the block succeeds.
+def atomic_write(path: str | os.PathLike, content: bytes | memoryview | str, sync: bool = False) -> None:
+    """Write a file: a reader of `path` finds either the old content or all of the new, even if this process is killed.
 
-    The rename is atomic on every POSIX file system: `path` has either its old content or all of the new. With
-    `sync` the data reaches the disk before the rename, so that even a crash of the node leaves no empty file. That
-    takes time; use it for files that cannot be recreated.
-
-    Write with Python's own files, because libraries hide "disk full" errors. An OSError names `path`.
+    With `sync` the data reaches the disk before the file gets its name, so that even a crash of the node leaves no
+    empty file. That takes time; use it for files that cannot be recreated. An OSError names `path`.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
     with name_in_errors(path):
-        handle, temporary = _locked_partial_file(path)
         try:
-            yield temporary
-            if sync:
-                os.fsync(handle)
-            with contextlib.suppress(OSError):  # some file systems have no permissions
-                temporary.chmod(0o666 & ~_UMASK)
-            os.replace(temporary, path)
-        finally:
-            os.close(handle)
+            with open(temporary, "xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)  # atomic on every POSIX file system
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
-def _locked_partial_file(path: Path) -> tuple[int, Path]:
-    """A new file for the content of `path`, open and locked. The lock shows that its writer is alive."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-        with contextlib.suppress(OSError):  # some file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.path.lexists(name):
-            return handle, Path(name)
-        os.close(handle)  # another process removed it before it was locked
-
-
-def remove_partial_files(folder: str | os.PathLike) -> None:
-    """Remove the partial files that killed processes left in `folder`. Those of running processes stay.
-
-    If the file system has no locks, running processes cannot be recognized. Then only files older than an hour are
-    removed.
-    """
+def remove_partial_files(folder: str | os.PathLike, min_age_s: float = 3600) -> None:
+    """Remove what killed processes left in `folder`. Younger files may belong to a running process and stay."""
     for entry in os.scandir(folder):
         if PARTIAL_FILE.fullmatch(entry.name):
-            with contextlib.suppress(OSError), open(entry.path, "r+b") as file:  # already gone, or a read-only folder
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    if time.time() - entry.stat().st_mtime < 3600:
-                        continue
-                os.unlink(entry.path)
+            with contextlib.suppress(OSError):  # already gone, or a read-only folder
+                if time.time() - entry.stat().st_mtime >= min_age_s:
+                    os.unlink(entry.path)
 
 
 @contextlib.contextmanager
@@ -97,7 +71,7 @@ def lock_folder(folder: str | os.PathLike, purpose: str) -> Iterator[None]:
         with name_in_errors(path):
             file.truncate(0)
             file.write(f"{purpose} (process {os.getpid()} on {socket.gethostname()})".encode())
-        remove_partial_files(folder)
+        remove_partial_files(folder, min_age_s=0)
         yield
 
 

@@ -46,8 +46,7 @@ class EmbeddingCache:
 
     def write(self, key: str, embedding: np.ndarray) -> None:
         body = self._header + np.ascontiguousarray(embedding, "<f4").tobytes()
-        with atomic_write(self.path(key)) as temporary:
-            temporary.write_bytes(body + _crc32(key, body))
+        atomic_write(self.path(key), body + _crc32(key, body))
 
     def keys(self) -> set[str]:
         return {entry.name.removesuffix(".npy") for entry in os.scandir(self.folder) if entry.name.endswith(".npy")}

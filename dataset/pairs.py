@@ -7,11 +7,9 @@ file, each pair, and each WAV with the digest of its samples.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +71,7 @@ def write_metadata(
     lines += ["", SKIPPED_HEADER] + [f"{source}\t{reason}" for source, reason in skipped]
     lines += ["", PAIR_HEADER] + [f"{row.name}\t{row.split}\t{row.source}\t{row.start_s}" for row in pairs]
     lines += ["", DIGEST_HEADER] + [f"{name}\t{digest}" for name, digest in (digests or {}).items()]
-    with atomic_write(path, sync=True) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic_write(path, "\n".join(lines) + "\n", sync=True)
 
 
 def check_is_ours(path: Path) -> None:
@@ -91,37 +88,26 @@ def read_metadata(path: Path) -> Metadata:
     """Read metadata.txt. Raises UserError if it is missing, damaged or from an earlier version."""
     check_is_ours(path)
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:  # line by line: 200,000 pairs are 50 MB
-            next(file), next(file)  # the title and an empty line
-            return Metadata(
-                dict(line.split(": ", 1) for line in _section(file)),
-                [(source, reason) for source, reason in _table(file, SKIPPED_HEADER)],
-                [_pair_row(row) for row in _table(file, PAIR_HEADER)],
-                dict(_table(file, DIGEST_HEADER)),
-            )
-    except (_HeaderError, StopIteration) as error:
-        raise UserError(f"{path}: from an earlier version; create the dataset again with --overwrite") from error
+        _, settings, *tables = path.read_text(encoding="utf-8").split("\n\n")
+        headers = [table.split("\n", 1)[0] for table in tables]
+        if headers != [SKIPPED_HEADER, PAIR_HEADER, DIGEST_HEADER]:
+            raise UserError(f"{path}: from an earlier version; create the dataset again with --overwrite")
+        skipped, pairs, digests = map(_rows, tables)
+        return Metadata(
+            dict(line.split(": ", 1) for line in settings.split("\n")),
+            [(source, reason) for source, reason in skipped],
+            [_pair_row(row) for row in pairs],
+            dict(digests),
+        )
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; create the dataset first (create_dataset_pairs_wav.py)") from error
     except ValueError as error:
         raise UserError(f"{path}: damaged; create the dataset again with --overwrite") from error
 
 
-class _HeaderError(Exception):
-    """A section does not begin with the expected header."""
-
-
-def _section(file: Iterable[str]) -> Iterator[str]:
-    """The lines up to the next empty one."""
-    return (line.rstrip("\n") for line in itertools.takewhile(lambda line: line != "\n", file))
-
-
-def _table(file: Iterable[str], header: str) -> Iterator[list[str]]:
-    """The rows of a section with this header."""
-    lines = _section(file)
-    if next(lines, "") != header:
-        raise _HeaderError(header)
-    return (line.split("\t", header.count("\t")) for line in lines)
+def _rows(table: str) -> list[list[str]]:
+    header, *rows = table.rstrip("\n").split("\n")
+    return [row.split("\t", header.count("\t")) for row in rows]
 
 
 def _pair_row(row: list[str]) -> PairRow:
@@ -134,22 +120,8 @@ def _pair_row(row: list[str]) -> PairRow:
 # ------------------------------------------------------------------ the files of a split
 
 
-class PairPaths(Sequence):
-    """(input WAV, output WAV) of each pair. Paths are made on demand, because 200,000 pairs of them take 200 MB."""
-
-    def __init__(self, folder: Path, names: list[str]):
-        self.folder, self.names = folder, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Path, Path]:
-        name = self.names[index]
-        return self.folder / f"{name}_input.wav", self.folder / f"{name}_output.wav"
-
-
-def find_pairs(split_dir: Path) -> PairPaths:
-    """The pairs of a split, sorted by name.
+def find_pairs(split_dir: Path) -> list[str]:
+    """The names of the pairs in a split (pair_0000), sorted.
 
     Raises UserError if the folder is missing or empty, or if half of a pair is missing.
     """
@@ -171,7 +143,7 @@ def find_pairs(split_dir: Path) -> PairPaths:
             f"{split_dir}: contains no pairs; create the dataset first (create_dataset_pairs_wav.py), "
             "with more music if this is val/"
         )
-    return PairPaths(split_dir, sorted(found["input"]))
+    return sorted(found["input"])
 
 
 def check_wav(path: Path, sample_rate: int) -> int:

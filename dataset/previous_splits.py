@@ -36,11 +36,11 @@ def report_changes(previous: Metadata, sources: list[str], output_dir: Path) -> 
 class PreviousSplits:
     """The splits ("train" or "val") of an earlier dataset's tracks, which a model may have been trained on."""
 
-    of_name: dict[str, str] = field(default_factory=dict)  # by path without extension: an MP3 may become a FLAC
-    name_of: dict[str, str] = field(default_factory=dict)  # by digest of a segment: a file may be renamed
+    split_of: dict[str, str] = field(default_factory=dict)  # by path without extension: an MP3 may become a FLAC
+    name_of_digest: dict[str, str] = field(default_factory=dict)  # by digest of a segment: a file may be renamed
 
     @classmethod
-    def of(cls, previous: Metadata) -> PreviousSplits:
+    def from_metadata(cls, previous: Metadata) -> PreviousSplits:
         notes = [(source, EARLIER_SPLIT.fullmatch(reason)) for source, reason in previous.skipped]
         splits = {_name(source): note[1] for source, note in notes if note}
         rows = sorted(previous.pairs, key=lambda row: row.split, reverse=True)
@@ -51,13 +51,16 @@ class PreviousSplits:
 
     def known(self, sources: list[str], tracks: dict[str, Track]) -> dict[str, str]:
         """The earlier splits of these files, found by their audio if they have been read, else by their path."""
-        splits = {source: self.of_name[_name(source)] for source in sources if _name(source) in self.of_name}
+        splits = {source: self.split_of[_name(source)] for source in sources if _name(source) in self.split_of}
         # The earlier names of the audio in each track. A track that still contains audio it had before was not moved.
-        earlier = {s: {self.name_of.get(segment.digest) for segment in t.segments} - {None} for s, t in tracks.items()}
+        earlier = {
+            source: {self.name_of_digest.get(segment.digest) for segment in track.segments} - {None}
+            for source, track in tracks.items()
+        }
         unmoved = {_name(source) for source, names in earlier.items() if _name(source) in names}
         for source, names in earlier.items():
             if _name(source) not in unmoved and (moved := names - unmoved):
-                splits[source] = min(self.of_name[name] for name in moved)  # "train" comes before "val"
+                splits[source] = min(self.split_of[name] for name in moved)  # "train" comes before "val"
         return splits
 
 

@@ -90,8 +90,8 @@ def find_packages(remedy: str) -> tuple[list[Package], list[str]]:
 
 def _look_up(name: str) -> Package | None:
     described = _output("apt-cache", "show", "--no-all-versions", name)
-    fields = dict(line.split(": ", 1) for line in described.splitlines() if re.match(r"(Version|Size): ", line))
-    return Package(name, fields["Version"], int(fields["Size"])) if len(fields) == 2 else None
+    values = dict(line.split(": ", 1) for line in described.splitlines() if re.match(r"(Version|Size): ", line))
+    return Package(name, values["Version"], int(values["Size"])) if len(values) == 2 else None
 
 
 def _version_numbers(name: str) -> list[int]:
@@ -160,8 +160,8 @@ def read_sources(music: Path) -> list[Source]:
 
 def write_sources(music: Path, sources: list[Source]) -> None:
     header = "\t".join(field.name for field in fields(Source))
-    with atomic_write(music / SOURCES) as temporary:
-        temporary.write_text("\n".join([header, *("\t".join(astuple(source)) for source in sources)]) + "\n")
+    rows = [header, *("\t".join(astuple(source)) for source in sources)]
+    atomic_write(music / SOURCES, "\n".join(rows) + "\n")
 
 
 def main() -> int:

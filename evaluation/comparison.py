@@ -52,9 +52,9 @@ class Dataset(Pairs, Protocol):
     codec: Codec
     num_frames: int  # of an embedding
     keys: list[tuple[str, str]]  # equal if and only if the embeddings are equal
-    pairs: list[tuple[os.PathLike, os.PathLike]]  # the WAVs
+    names: list[str]  # of the pairs
 
-    def name(self, index: int) -> str: ...
+    def wavs(self, index: int) -> tuple[Path, Path]: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Comparison:
         predicted = self.model.predict(embedding[None])[0].cpu()
         if not predicted.isfinite().all():
             raise UserError(
-                f"the model's prediction for {self.dataset.name(index)} is not finite; use another checkpoint"
+                f"the model's prediction for {self.dataset.names[index]} is not finite; use another checkpoint"
             )
         return predicted
 
@@ -193,7 +193,7 @@ class Comparison:
         keys["training_mean"] = "the training mean"
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
-        truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.pairs[index][1]))[None])
+        truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.wavs(index)[1]))[None])
         for name in (name for name in SOUND_ROWS if name in found):
             clip = metrics.decode(found[name], keys.get(name, ""))
             sound.setdefault(name, []).append(compare_sound(clip, truth))

@@ -67,8 +67,7 @@ def chart(path: Path, heights: tuple[float, ...]) -> Iterator[list[Axes]]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         picture = io.BytesIO()
         figure.savefig(picture, dpi=160, format="png")
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(picture.getbuffer())
+        atomic_write(path, picture.getbuffer())
 
 
 def _line_style(name: str) -> dict[str, object]:
@@ -165,5 +164,4 @@ def write_spectrogram(path: Path, decibels: np.ndarray, top_db: float) -> None:
     """Write `mel_decibels` as a PNG without axes, because the page draws them. 70 dB below `top_db` is black."""
     picture, lowest_db = io.BytesIO(), top_db - SPECTROGRAM_RANGE_DB
     matplotlib.image.imsave(picture, decibels, vmin=lowest_db, vmax=top_db, cmap="magma", origin="lower", format="png")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(picture.getbuffer())
+    atomic_write(path, picture.getbuffer())

@@ -29,7 +29,7 @@ BATCH = 4  # pairs whose products are summed in float32, before they are added i
 FEWEST_FRAMES = 16  # in a segment
 SHORT_S = 0.5  # continuing music by seconds needs a horizon of at least this
 
-CURVES = {"embedding": ("#0b62c4", "embedding"), "log_mel": ("#b85a00", "log-mel spectrogram")}
+CURVE_STYLES = {"embedding": ("#0b62c4", "embedding"), "log_mel": ("#b85a00", "log-mel spectrogram")}
 
 
 class Split(NamedTuple):
@@ -52,7 +52,7 @@ def measure_horizon(
     frames = embedding[0].pairs[0][0].shape[1]
     seconds = [lag / frame_rate for lag in lags_of(frames)]
     curves = {
-        name: dict(zip(("skill", "low", "high"), measure_curve(*splits, progress, CURVES[name][1]), strict=True))
+        name: dict(zip(("skill", "low", "high"), measure_curve(*splits, progress, CURVE_STYLES[name][1]), strict=True))
         for name, splits in (("embedding", embedding), ("log_mel", log_mel))
     }
     return {"seconds": seconds, **curves, "sentence": _sentence(seconds, curves)}
@@ -113,7 +113,7 @@ def _fit_maps(
     held_out_tracks = set(sorted({train.tracks[i] for i in chosen})[::HELD_OUT])
     channels, done = len(train.pairs[0][0]), 0
     about = torch.cat(train.pairs[chosen[0]], dim=1).mean(dim=1, keepdim=True)
-    fit, held_out = (_Sums(about, len(lags)) for _ in range(2))
+    fit, held_out = (_Moments(about, len(lags)) for _ in range(2))
     for sums, is_held_out in ((fit, False), (held_out, True)):
         indices = [i for i in chosen if (train.tracks[i] in held_out_tracks) == is_held_out]
         for start in range(0, len(indices), BATCH):
@@ -140,7 +140,7 @@ def _fit_maps(
     return maps.float(), about + mean.float()[:, None], std.float()[:, None]
 
 
-class _Sums:
+class _Moments:
     """Sums over samples of the past x, the future y and their products, and over all frames z; in float64.
 
     They are standardized only afterwards, so that each pair is read only once. `about` [C, 1], a rough mean of each
@@ -246,13 +246,13 @@ def draw_horizon(path: Path, horizon: dict) -> None:
     """Skill against seconds ahead, both representations, and the range that the model has to predict."""
     seconds = horizon["seconds"]
     with chart(path, (3.0,)) as (axes,):
-        for name, (color, label) in CURVES.items():
+        for name, (color, label) in CURVE_STYLES.items():
             curve = horizon[name]
             axes.plot(seconds, curve["skill"], color=color, marker="o", markersize=4, linewidth=2, label=label)
             axes.fill_between(seconds, curve["low"], curve["high"], color=color, alpha=0.2, linewidth=0)
         axes.set_xscale("log")
         axes.set_xlim(seconds[0] / 1.6, seconds[-1] * 1.6)
-        axes.set_ylim(min(-0.12, *(np.nanmin(horizon[name]["skill"]) - 0.1 for name in CURVES)), 1.02)
+        axes.set_ylim(min(-0.12, *(np.nanmin(horizon[name]["skill"]) - 0.1 for name in CURVE_STYLES)), 1.02)
         axes.axhline(0, color="#57606a", linewidth=0.8)
         height = axes.get_ylim()[0] + 0.06
         axes.annotate("", (seconds[0], height), (seconds[-1], height), arrowprops={"arrowstyle": "<->"})

@@ -58,10 +58,13 @@ def write_report(path: Path, results: dict) -> None:
     )
     environment.filters |= {"number": number, "signed": signed, "minus": minus, "cell": cell}
     page = environment.get_template("report.html.j2").render(
-        results, columns=COLUMNS, clips=CLIPS, ticks=ticks(results["dataset"]["sample_rate"]), row_notes=notes(results)
+        results,
+        columns=COLUMNS,
+        clips=CLIPS,
+        ticks=ticks(results["dataset"]["sample_rate"]),
+        footnotes=footnotes(results),
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    atomic_write(path, page)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -97,7 +100,7 @@ def cell(row: dict, key: str) -> tuple[str, str]:
     return shown(value), ""
 
 
-def notes(results: dict) -> list[str]:
+def footnotes(results: dict) -> list[str]:
     """The footnotes of the table without duplicates."""
     return list(dict.fromkeys(row["note"] for row in results["rows"].values() if row.get("note")))
 

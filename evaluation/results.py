@@ -171,9 +171,7 @@ def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
 def write_json(path: Path, content: dict) -> dict:
     """Write `content` as JSON, and return what reading it would give."""
     content = to_json_types(content)
-    with atomic_write(path) as temporary:
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text, encoding="utf-8")
+    atomic_write(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
     return content
 
 

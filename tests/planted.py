@@ -23,6 +23,7 @@ class World:
 
     def __init__(self, pairs: list[tuple[torch.Tensor, torch.Tensor]], tracks: list[str]):
         self.items, self.tracks, self.fitted = pairs, tracks, None
+        self.names = [f"pair_{index:04d}" for index in range(len(pairs))]
         self.codec = SimpleNamespace(
             frame_rate=FRAME_RATE, sample_rate=24000, device=torch.device("cpu"), quantize=lambda x: (x * 2).round() / 2
         )
@@ -32,9 +33,6 @@ class World:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.items[index]
-
-    def name(self, index: int) -> str:
-        return f"pair_{index:04d}"
 
 
 def clip(rng: np.random.Generator, smooth: int = 4) -> torch.Tensor:

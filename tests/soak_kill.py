@@ -37,6 +37,7 @@ from soak_process import Running, SoakError  # noqa: E402
 from training_runs import difference  # noqa: E402
 
 from common import arguments  # noqa: E402
+from common.files import PARTIAL_FILE  # noqa: E402
 
 SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
 SCRIPTS += ("generate_continuation",)
@@ -213,6 +214,9 @@ class Soak:
                 cut = check_what_is_there(self.folder, expected)
                 kills.append(how + ", in a write" * cut)
                 self.counts["in a write"] += cut
+            for path in files(self.folder):
+                if PARTIAL_FILE.fullmatch(path.name):
+                    os.utime(path, (0, 0))  # young ones may belong to a running process, so they would stay
             self.start(stage).finish()
             if found := difference(expected, outcome(self.folder)):
                 raise SoakError(f"not as uninterrupted: {found}")

@@ -1,18 +1,14 @@
-"""The demo's small codec: its weights decode music, bad weights are refused, and its training resumes."""
+"""The demo's small codec: its weights decode music, bad weights are refused, and it can be trained."""
 
 import hashlib
 import importlib
 import io
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchaudio
-from conftest import ROOT, one_line
+from conftest import ROOT
 from forks import run_in_fork
 
 from audio.codec_model import build_model, model_from
@@ -113,31 +109,9 @@ def test_a_damaged_renamed_or_foreign_file_gives_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-
-    def train(folder: Path, *args: object, status: int = 0) -> str:
-        ended, said = run_in_fork(ROOT / TRAIN, "--output_dir", folder, *args)
-        assert ended == status, said
-        return said
-
-    output = train(whole, *TINY)
-    assert output.count("codebooks fitted") == 1 and "step 6/6: loss" in output and "dB 6 kbit/s" in output
-    command = [sys.executable, "-u", ROOT / TRAIN, "--output_dir", killed, *map(str, TINY)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("step 3/"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert "resuming at step" in train(killed, *TINY)
-    states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (whole, killed)]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert [path.name for path in whole.glob("codec-*.th")] == [path.name for path in killed.glob("codec-*.th")]
-    trained = load_frozen_encodec(str(whole))
+def test_a_short_training_writes_a_codec_that_loads(tmp_path):
+    status, said = run_in_fork(ROOT / TRAIN, "--output_dir", tmp_path, *TINY)
+    assert status == 0, said
+    assert said.count("codebooks fitted") == 1 and "step 6/6: loss" in said and "dB 6 kbit/s" in said
+    trained = load_frozen_encodec(str(tmp_path))
     assert trained.kind == "demo" and trained.quantize(torch.zeros(1, 128, 3)).shape == (1, 128, 3)
-
-    says = "from a run with --seed 7; choose another --output_dir or delete it"
-    one_line(train(whole, "--seed", 8, status=1), says)
-    (whole / "state.pt").write_bytes(b"nothing")
-    one_line(train(whole, status=1), "not a saved training state")

@@ -162,7 +162,7 @@ def test_a_nan_names_its_pair(copy, tmp_path, codec, run):
     pair = alone(dataset)
     dataset.cache.write(dataset.keys[pair][1], np.full((128, 75), np.nan))
     said = run(*command(copy, tmp_path / "run", "--batch_size", 1, "--epochs", 2), status=1).stderr
-    assert "not finite" in one_line(said, f"pairs {dataset.name(pair)};")
+    assert "not finite" in one_line(said, f"pairs {dataset.names[pair]};")
     assert not difference(load(tmp_path / "run" / "last.pt"), good)
 
 

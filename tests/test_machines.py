@@ -80,21 +80,10 @@ def test_cores_and_memory_respect_a_containers_limits(tmp_path, files, cores, me
 # ------------------------------------------------------------------ launchers and shells
 
 
-def test_a_launchers_leftover_variables_are_named_or_ignored(small_dataset, tmp_path, fails, run, monkeypatch):
-    train = command(small_dataset, tmp_path, "--epochs", 1)
-    monkeypatch.setenv("LOCAL_RANK", "7")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    run(*train)  # without RANK they are ignored
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    fails(*train, says="RANK is set but MASTER_ADDR is not; start with torchrun, or unset RANK and WORLD_SIZE")
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    fails(*train, says="WORLD_SIZE='two': not a whole number")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setenv("LOCAL_RANK", "")
-    assert "already finished" in run(*train).stdout
+def test_a_launchers_leftover_variables_are_ignored(small_dataset, tmp_path, run, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "7")
+    run(*command(small_dataset, tmp_path, "--epochs", 1))
 
 
 @pytest.mark.parametrize("script", STARTS_AT_ONCE)

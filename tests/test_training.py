@@ -171,7 +171,7 @@ def spoil_a_pair(split_dir: Path, codec) -> str:
     keys = [key for pair in dataset.keys for key in pair]
     alone = next(i for i, key in enumerate(keys) if keys.count(key) == 1)
     dataset.cache.write(keys[alone], np.full((128, 75), 1e30))
-    return dataset.name(alone // 2)
+    return dataset.names[alone // 2]
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])

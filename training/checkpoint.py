@@ -24,8 +24,7 @@ def save_checkpoint(paths: Iterable[Path], checkpoint: dict, sync: bool = True) 
     content = io.BytesIO()
     torch.save(checkpoint | {"format": FORMAT}, content)
     for path in paths:
-        with atomic_write(path, sync) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        atomic_write(path, content.getbuffer(), sync)
 
 
 def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu") -> dict:

@@ -9,7 +9,7 @@ from common.files import atomic_write
 from training.log import read_metrics
 
 CURVES = "curves.png"
-BASELINES = {
+BASELINE_STYLES = {
     "training_mean": ("training mean", "#57606a", (5, 2)),
     "repeat_input": ("repeat the input", "#b85a00", (6, 2, 1, 2)),
     "channel_regression": ("channel regression (untrained)", "#0f7b5f", (1, 1.5)),
@@ -29,7 +29,7 @@ def draw_curves(path: Path, metrics: Path) -> None:
     top.plot(epochs, [line["train_mse"] for line in lines], color="#8a4fbf", marker=marker, label="training")
     top.plot(epochs, [line["val_mse"] for line in lines], color="#0b62c4", marker=marker, lw=2.2, label="validation")
     low, high = top.get_ylim()
-    for name, (label, color, dashes) in BASELINES.items():
+    for name, (label, color, dashes) in BASELINE_STYLES.items():
         value = first["baselines"][name]
         if value < high + 2 * (high - low):
             top.axhline(value, color=color, dashes=dashes, label=label)
@@ -44,5 +44,4 @@ def draw_curves(path: Path, metrics: Path) -> None:
     bottom.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     picture = io.BytesIO()
     figure.savefig(picture, dpi=100, format="png")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(picture.getbuffer())
+    atomic_write(path, picture.getbuffer())

@@ -7,7 +7,6 @@ import datetime
 import json
 import os
 import platform
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -48,8 +47,7 @@ def read_metrics(path: Path) -> list[dict]:
 def start_metrics(path: Path, baselines: dict[str, float], epochs_done: int) -> None:
     """Start metrics.jsonl, or cut it back to the epoch from which a run resumes."""
     kept = [line for line in read_metrics(path) if 1 <= line.get("epoch", 0) <= epochs_done]
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
+    atomic_write(path, "".join(json.dumps(line) + "\n" for line in [{"baselines": baselines}, *kept]))
 
 
 def append_metrics(path: Path, line: dict[str, object], sync: bool = True) -> None:
@@ -109,15 +107,6 @@ def describe_epoch(line: dict[str, object], epochs: int, seconds: float) -> str:
         f"grad {line['grad_norm']:.3g}  {line['pairs_per_second']:.1f} pairs/s  "
         f"left {left}{'  *best' if line['best'] else ''}"
     )
-
-
-def evaluate_command(config: TrainConfig, checkpoint: Path) -> str:
-    """The command that evaluates a checkpoint of this run. It also works while the run is training."""
-    words = ["python", "evaluate_continuation.py", "--checkpoint", str(checkpoint)]
-    for flag in ("dataset_dir", "cache_dir"):
-        if (value := getattr(config, flag)) != getattr(TrainConfig(), flag):
-            words += [f"--{flag}", value]
-    return shlex.join(words)
 
 
 def commit() -> str:

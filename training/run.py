@@ -16,7 +16,7 @@ from training.checkpoint import BEST, LAST, save_checkpoint
 from training.config import TrainConfig
 from training.curves import CURVES, draw_curves
 from training.distributed import gather, raise_on_rank_zero, rank
-from training.log import METRICS, append_metrics, describe_epoch, evaluate_command, log
+from training.log import METRICS, append_metrics, describe_epoch, log
 from training.state import TrainState
 
 SYNC_EVERY_S = 10  # waiting for the disk and drawing take 60 ms, a tenth of an epoch on a fast GPU
@@ -65,8 +65,6 @@ def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
     if is_due and rank() == 0:
         draw_curves(run.folder / CURVES, run.folder / METRICS)
         run.synced_at = time.monotonic()
-    if kept:
-        log(f"evaluate   {evaluate_command(run.config, kept)}")
 
 
 def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.Tensor, indices: list[int]) -> None:
@@ -80,7 +78,7 @@ def check_finite(run: Run, epoch: int, losses: torch.Tensor, grad_norms: torch.T
     first, size = min(bad, default=(math.inf, 0)), run.config.batch_size
     earliest = min(gather(first))
     if earliest[0] < math.inf:
-        names = [run.train_data.dataset.name(i) for i in indices[earliest[0] * size :][:size]]
+        names = [run.train_data.dataset.names[i] for i in indices[earliest[0] * size :][:size]]
         what = f"the loss is not finite in epoch {epoch}, step {earliest[0] + 1}"
         raise_not_finite(what, names if first == earliest else [], f"; {run.folder / LAST} is from the last good epoch")
 

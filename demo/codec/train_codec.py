@@ -7,8 +7,7 @@ The model is EnCodec's encoder and decoder with a quarter of the filters. It lea
 frozen, and its embeddings are scaled so that distances equal errors in the waveform. Codebooks for 6 kbit/s are fitted
 to them. Finally the decoder trains alone, with half of its inputs quantized.
 
-Writes codec-XXXXXXXX.th to the output folder. XXXXXXXX is the start of its SHA-256. If it is killed, run it again: it
-resumes.
+Writes codec-XXXXXXXX.th to the output folder. XXXXXXXX is the start of its SHA-256.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from audio.codec_model import HOP_LENGTH, build_model, half_precision
 from common.arguments import device_setting, file_path, number, parse_settings, seed_setting, setting
 from common.devices import pick_device
-from common.errors import UserError, run_script
+from common.errors import run_script
 from common.files import atomic_write
 from demo.codec.codebooks import are_fitted, fit_codebooks, quantize, scale_by_audibility
 from demo.codec.resampler_start import start_as_resampler
@@ -41,12 +40,11 @@ CLIP_SAMPLES = 38 * HOP_LENGTH  # half a second
 WINDOWS = (128, 512, 2048)  # window lengths of the loss's spectra, samples
 FIRST_VAL_TRACK = 10**9  # validation tracks are numbered from here
 METRIC_TRACKS = 60  # enough to measure how the decoder responds to embeddings
-STATE = "state.pt"
 
 
 @dataclass(frozen=True)
 class Settings:
-    output_dir: str = setting("demo/codec/output", "folder for the state and the weights", type=file_path)
+    output_dir: str = setting("demo/codec/output", "folder for the weights", type=file_path)
     joint_steps: int = setting(1100, "training steps of encoder and decoder together", type=number(int, at_least=1))
     decoder_steps: int = setting(2400, "training steps of the decoder alone after that", type=number(int, at_least=1))
     batch_size: int = setting(8, "clips of half a second per step", type=number(int, at_least=2))
@@ -54,7 +52,7 @@ class Settings:
     num_tracks: int = setting(360, "training tracks of 10 s", type=number(int, at_least=1))
     val_tracks: int = setting(12, "validation tracks of 10 s", type=number(int, at_least=1))
     codebook_frames: int = setting(400_000, "frames to fit the codebooks to", type=number(int, at_least=1))
-    report_every: int = setting(100, "steps between reports and saved states", type=number(int, at_least=1))
+    report_every: int = setting(100, "steps between reports", type=number(int, at_least=1))
     device: str = device_setting()
     seed: int = seed_setting("the music and the training")
 
@@ -67,7 +65,6 @@ def main() -> int:
     settings = parse_settings(Settings, __doc__)
     folder, device = Path(settings.output_dir), pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
-    saved = load_state(folder / STATE, settings)
     print(f"synthesizing {settings.num_tracks + settings.val_tracks} tracks of {TRACK_S} s", flush=True)
     tracks = torch.from_numpy(np.stack([track(settings.seed, k, TRACK_S) for k in range(settings.num_tracks)]))
     unheard = [track(settings.seed, FIRST_VAL_TRACK + k, TRACK_S) for k in range(settings.val_tracks)]
@@ -76,7 +73,7 @@ def main() -> int:
     model = build_model(NUM_FILTERS, NUM_CODEBOOKS)
     start_as_resampler(model)
     model.to(device).train()
-    train(model, saved, settings, tracks, unheard)
+    train(model, settings, tracks, unheard)
     print(f"wrote {export(model, folder)}: {report(model, unheard)}")
     return 0
 
@@ -84,22 +81,15 @@ def main() -> int:
 # ------------------------------------------------------------------ training
 
 
-def train(
-    model: EncodecModel, saved: dict | None, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor
-) -> None:
-    """Train encoder and decoder, fit the codebooks, then train the decoder alone. Resumes from a saved state.
+def train(model: EncodecModel, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor) -> None:
+    """Train encoder and decoder, fit the codebooks, then train the decoder alone.
 
     tracks, unheard: training and validation music, [tracks, samples].
     """
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.8, 0.95))
-    first = 0
-    if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
     started, losses = time.monotonic(), []
-    for step in range(first, settings.steps):
+    for step in range(settings.steps):
         if step == settings.joint_steps:
             scale_by_audibility(model, tracks[:METRIC_TRACKS], settings.seed)
             # Add mixes of two tracks, because real music is denser than a few synthesized instruments.
@@ -109,8 +99,7 @@ def train(
         losses.append(train_step(model, optimizer, step, settings, tracks))
         done = step + 1
         if done % settings.report_every == 0 or done == settings.steps:
-            save_state(Path(settings.output_dir, STATE), model, optimizer, done, settings)
-            per_second = (done - first) / (time.monotonic() - started)
+            per_second = done / (time.monotonic() - started)
             print(
                 f"step {done}/{settings.steps}: loss {np.mean(losses):.3f}, {report(model, unheard)}, "
                 f"{per_second:.2f} steps/s, {(settings.steps - done) / per_second / 60:.0f} min left",
@@ -122,7 +111,7 @@ def train(
 def train_step(
     model: EncodecModel, optimizer: torch.optim.Optimizer, step: int, settings: Settings, tracks: torch.Tensor
 ) -> float:
-    """Train one step and return its loss. The clips depend only on seed and step, so a resumed run sees the same."""
+    """Train one step and return its loss."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
     is_alone = step >= settings.joint_steps
@@ -195,36 +184,12 @@ def signal_to_noise_db(truth: torch.Tensor, decoded: torch.Tensor) -> float:
     return float(10 * torch.log10(truth.square().sum() / error))
 
 
-def save_state(
-    path: Path, model: EncodecModel, optimizer: torch.optim.Optimizer, step: int, settings: Settings
-) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seed": settings.seed}
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(state, file)
-
-
-def load_state(path: Path, settings: Settings) -> dict | None:
-    """The saved state of an earlier run, or None."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        seed, step = state["seed"], state["step"]
-    except Exception as error:  # torch raises many kinds of errors for other files
-        raise UserError(f"{path}: not a saved training state; delete it to start again") from error
-    if seed != settings.seed:
-        raise UserError(f"{path}: from a run with --seed {seed}; choose another --output_dir or delete it")
-    print(f"resuming at step {step}", flush=True)
-    return state
-
-
 def export(model: EncodecModel, folder: Path) -> Path:
     """Write the weights in half precision, with the first 8 digits of their SHA-256 in the name."""
     content = io.BytesIO()
     torch.save(half_precision(model), content)
     path = folder / f"codec-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.th"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+    atomic_write(path, content.getvalue())
     return path
 
 
