@@ -190,10 +190,6 @@ def compare(
         },
         "settings": {name: asdict(settings)[name] for name in ("seed", "num_examples", "max_sound_pairs")},
         "examples": examples,
-        "training": {
-            "baselines": checkpoint["baselines"],
-            "epochs": [{name: line[name] for name in ("epoch", "train_mse", "val_mse")} for line in epochs],
-        },
         "files": files,
     }
     return results | {"notes": notes(results, checkpoint, len(copies))}

@@ -44,10 +44,6 @@ def measured_results(
         "per_second": seconds(errors, by_tracks, frames, codec.embedding_dim, codec.frame_rate),
         "diagnosis": diagnosis,
         "horizon": horizon,
-        "reference": {
-            "ridge_penalty": comparison.fitted.penalty,
-            "clip_ridge_penalty": comparison.fitted.clip_ridge.penalty,
-        },
         "tracks": track_table(by_tracks, tracks, elements),
     }
 

@@ -61,7 +61,6 @@ def test_numbers_are_those_of_the_training(place, results):
     assert rows["model"]["mse"] == pytest.approx(checkpoint["val_mse"], rel=1e-5)
     for name in ("training_mean", "repeat_input", "channel_regression"):
         assert rows[name]["mse"] == pytest.approx(checkpoint["baselines"][name], rel=1e-4), name
-    assert [line["epoch"] for line in results["training"]["epochs"]] == [1, 2]
     lines = (place / "ck/metrics.jsonl").read_text().splitlines()
     best = json.loads(lines[checkpoint["epoch"]])  # the first line has the baselines
     assert rows["model"]["deviation_ratio"] == pytest.approx(best["deviation_ratio"], rel=1e-3)
