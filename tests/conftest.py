@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import random
@@ -24,7 +25,7 @@ from common import errors
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
-UNTRAINED = ("--encodec_weights", "untrained", "--device", "cpu")
+CODEC = ("--encodec_weights", "demo", "--device", "cpu")  # the smallest codec, so the fastest
 
 
 def run_script(
@@ -77,7 +78,7 @@ def create(run):
 
 
 def one_line(stderr: str, says: str = "") -> str:
-    """The only line of an error, which must contain `says`. The banner of an untrained codec does not count."""
+    """The only line of an error, which must contain `says`. The banner of the codec does not count."""
     lines = [line for line in stderr.splitlines() if not line.startswith("***")]
     assert len(lines) == 1 and ": error: " in lines[0] and says in lines[0], f"expected one line, {says!r}:\n{stderr}"
     return lines[0]
@@ -107,9 +108,9 @@ def write_track(path: Path, seconds: float, seed: int, rate: int = 24000, channe
 
 
 def checkpoint_of(model, **others: object) -> dict:
-    """The content of a checkpoint of `model`, for one-second segments of the untrained codec."""
-    content = {"model": model.state_dict(), "model_config": model.config, "codec": "untrained-1", "epoch": 1}
-    content |= {"encodec_weights": "untrained"}
+    """The content of a checkpoint of `model`, for one-second segments of the demo's codec."""
+    content = {"model": model.state_dict(), "model_config": model.config, "codec": demo_codec().fingerprint, "epoch": 1}
+    content |= {"encodec_weights": "demo"}
     content |= {"num_samples": 24000, "val_mse": 1.0, "loss": "MSE"}
     return content | {"baselines": {"training_mean": 2.0, "repeat_input": 3.0, "channel_regression": 1.5}} | others
 
@@ -127,11 +128,16 @@ def rng(seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.fixture(scope="session")
-def codec():
+@functools.cache
+def demo_codec():
     from audio.frozen_encodec import load_frozen_encodec
 
-    return load_frozen_encodec("untrained")
+    return load_frozen_encodec("demo")
+
+
+@pytest.fixture(scope="session")
+def codec():
+    return demo_codec()
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +155,7 @@ def small_dataset(small_music, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "dataset"
     create = ("--input_dir", small_music, "--output_dir", folder, "--segment_duration", 1, "--num_workers", 1)
     assert main_of("create_dataset_pairs_wav.py", *create, "--max_pairs", 22, "--val_pairs", 3) == 0
-    assert main_of("dataset_wav_pairs.py", "--dataset_dir", folder, *UNTRAINED) == 0
+    assert main_of("dataset_wav_pairs.py", "--dataset_dir", folder, *CODEC) == 0
     return folder
 
 
@@ -157,6 +163,6 @@ def small_dataset(small_music, tmp_path_factory) -> Path:
 def trained(small_dataset, tmp_path_factory) -> Path:
     """The folder of a run of two epochs on `small_dataset`. Tests must not write to it."""
     folder = tmp_path_factory.mktemp("trained") / "checkpoints_simple"
-    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, *UNTRAINED)
+    command = ("--dataset_dir", small_dataset, "--checkpoint_dir", folder, "--num_layers", 1, *CODEC)
     assert main_of("train_simple_ddp.py", *command, "--epochs", 2, "--checkpoint_every", 1, "--lr", 1e-3) == 0
     return folder

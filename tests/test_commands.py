@@ -5,7 +5,7 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT, UNTRAINED, main_of, one_line, write_track
+from conftest import CODEC, ROOT, main_of, one_line, write_track
 
 import test_simple_setup
 from common.arguments import number
@@ -81,7 +81,7 @@ def test_wrong_values_give_one_line_before_any_work(script, place, capfd, monkey
     for word in NONSENSE[script].split():
         flag, value = word.split("=")
         args = ["music/a.wav"] if script.startswith("generate") else []
-        args += [] if script.startswith("create") or flag == "encodec_weights" else UNTRAINED[:2]
+        args += [] if script.startswith("create") or flag == "encodec_weights" else CODEC[:2]
         status = main_of(script, *args, f"--{word}")
         stderr = capfd.readouterr().err
         if status == 2:  # argparse: usage, then the line
@@ -102,7 +102,7 @@ def test_numbers_are_finite_and_within_their_limits():
 
 
 def test_check_only_prints_what_is_ready_and_the_folders(place, run):
-    lines = run("train_simple_ddp.py", "--check_only", *UNTRAINED).stdout.splitlines()
+    lines = run("train_simple_ddp.py", "--check_only", *CODEC).stdout.splitlines()
     assert lines == [
         "ready: 1 x cpu, dataset_pairs_wav",
         "checkpoints: checkpoints_simple",
@@ -113,7 +113,7 @@ def test_check_only_prints_what_is_ready_and_the_folders(place, run):
 def test_a_missing_cuda_device_gives_one_line(place, fails, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
-    fails("train_simple_ddp.py", "--device", "cuda", *UNTRAINED[:2], says="--device cuda: torch sees no CUDA GPU here")
+    fails("train_simple_ddp.py", "--device", "cuda", *CODEC[:2], says="--device cuda: torch sees no CUDA GPU here")
 
 
 def test_the_setup_test_says_what_to_fix(place, run, monkeypatch):

@@ -43,11 +43,12 @@ def signal_to_noise_db(truth: torch.Tensor, decoded: torch.Tensor) -> float:
 # ------------------------------------------------------------------ the weights that come with it
 
 
-def test_the_weights_are_small_and_are_named_apart(demo_codec, codec):
+def test_the_weights_are_small_and_are_named_apart(demo_codec):
     assert find_weights("demo").stat().st_size <= 5e6
     assert demo_codec.fingerprint.startswith("demo-") and demo_codec.kind == "demo" and not demo_codec.is_pretrained
     assert demo_codec.banner.endswith("DEMO CODEC: this project's small codec, not EnCodec's published weights")
-    assert codec.fingerprint == "untrained-1" and codec.kind == "untrained" and not codec.is_pretrained
+    untrained = load_frozen_encodec("untrained")
+    assert untrained.fingerprint == "untrained-1" and untrained.kind == "untrained" and not untrained.is_pretrained
     assert load_frozen_encodec(str(find_weights("demo"))).fingerprint == demo_codec.fingerprint
 
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import UNTRAINED, main_of, one_line_error
+from conftest import CODEC, main_of, one_line_error
 from soak_kill import check_what_is_there, difference, outcome
 
 pytestmark = pytest.mark.slow
@@ -70,16 +70,16 @@ def commands(folder: Path, small_music: Path, small_dataset: Path, trained: Path
         ],
         "train": [
             "train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint_dir",
-            folder / "out", "--num_layers", 1, "--epochs", 2, "--checkpoint_every", 1, *UNTRAINED,
+            folder / "out", "--num_layers", 1, "--epochs", 2, "--checkpoint_every", 1, *CODEC,
         ],
         "generate": [
             "generate_continuation.py", small_music / "track_0.wav", "--checkpoint", trained / "best_model.pt",
-            "--output_dir", folder / "out", *UNTRAINED,
+            "--output_dir", folder / "out", *CODEC,
         ],
         "evaluate": [
             "evaluate_continuation.py", "--dataset_dir", small_dataset, "--cache_dir", folder / "cache", "--checkpoint",
             trained / "best_model.pt", "--output_dir", folder / "out", "--num_examples", 1, "--max_sound_pairs", 1,
-            *UNTRAINED,
+            *CODEC,
         ],
     }  # fmt: skip
 

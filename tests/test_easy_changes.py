@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, UNTRAINED
+from conftest import CODEC, ROOT
 from forks import run_in_fork
 
 from audio.frozen_encodec import load_frozen_encodec
@@ -40,7 +40,7 @@ class Copy:
 
     def train(self, *args: object, status: int = 0) -> str:
         paths = ("--dataset_dir", self.dataset, "--checkpoint_dir", self.run_dir)
-        return self.run("train_simple_ddp.py", *paths, *UNTRAINED, "--num_layers", 1, *args, status=status)
+        return self.run("train_simple_ddp.py", *paths, *CODEC, "--num_layers", 1, *args, status=status)
 
     def metrics(self) -> list[dict]:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -58,7 +58,7 @@ def test_another_loss_is_used_everywhere_and_named(copy):
     assert "loss       F.l1_loss(predictions, targets): the lines below call it MSE" in copy.train("--epochs", 2)
     first, *epochs = copy.metrics()
     saved = torch.load(copy.run_dir / "best_model.pt", weights_only=True)
-    mean, codec = saved["model"]["mean"], load_frozen_encodec("untrained")
+    mean, codec = saved["model"]["mean"], load_frozen_encodec("demo")
     for split, baseline in (("val", first["baselines"]["training_mean"]), ("train", saved["train_baseline"])):
         dataset = WavPairsDataset(copy.dataset / split, codec)
         errors = [(dataset[index][1] - mean).abs().mean() for index in range(len(dataset))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import Browser
-from conftest import ROOT, UNTRAINED, main_of
+from conftest import CODEC, ROOT, main_of
 from datasets import write_dataset
 
 from evaluation.report import write_report
@@ -26,7 +26,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     write_dataset(folder / "ds", [("t1.wav", "train"), ("t2.wav", "train")] + [(name, "val") for name in VAL_TRACKS])
     paths = ("--dataset_dir", folder / "ds", "--checkpoint_dir", folder / "ck", "--num_layers", 1)
-    assert main_of("train_simple_ddp.py", *paths, "--epochs", 2, "--batch_size", 4, *UNTRAINED) == 0
+    assert main_of("train_simple_ddp.py", *paths, "--epochs", 2, "--batch_size", 4, *CODEC) == 0
     return folder
 
 
@@ -102,7 +102,7 @@ def test_notes_say_what_is_wrong_with_the_split(place, run, tmp_path):
 
 
 def test_the_horizon_needs_no_checkpoint(place, results, run, tmp_path):
-    words = ("--horizon_only", "--checkpoint", "none.pt", "--output_dir", tmp_path / "out", *UNTRAINED)
+    words = ("--horizon_only", "--checkpoint", "none.pt", "--output_dir", tmp_path / "out", *CODEC)
     printed = run(*evaluate(place, *words)).stdout
     found = json.loads((tmp_path / "out/horizon.json").read_text())
     assert found["codec"] == results["checkpoint"]["codec"] and found["horizon"] == results["horizon"]

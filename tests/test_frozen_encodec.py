@@ -21,6 +21,12 @@ from common.errors import UserError
 
 
 @pytest.fixture(scope="module")
+def codec():
+    """EnCodec's architecture at its full size."""
+    return load_frozen_encodec("untrained")
+
+
+@pytest.fixture(scope="module")
 def waveforms():
     """Four seconds of two chords over noise, [2, 1, samples]."""
     time = torch.arange(4 * 24000) / 24000

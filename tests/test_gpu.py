@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import UNTRAINED, one_line
+from conftest import CODEC, one_line
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from training_runs import difference, load, metrics
@@ -34,7 +34,7 @@ pytestmark = [
 
 def command(dataset, folder, *args: object, device: str = DEVICE.type) -> tuple[object, ...]:
     places = ("--dataset_dir", dataset, "--checkpoint_dir", folder)
-    codec = (*UNTRAINED[:2], "--device", device, "--num_processes", 1)
+    codec = (*CODEC[:2], "--device", device, "--num_processes", 1)
     return "train_simple_ddp.py", *places, *codec, "--num_layers", 1, "--lr", 1e-3, *args
 
 
@@ -60,9 +60,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
 
 
-def test_embeddings_are_those_of_the_cpu(codec):
+def test_embeddings_are_those_of_the_cpu():
     waveforms = 0.1 * torch.randn(3, 1, 17 * 24000, generator=torch.Generator().manual_seed(0))
-    expected = codec.encode(waveforms)
+    expected = load_frozen_encodec("untrained").encode(waveforms)
     found = load_frozen_encodec("untrained", DEVICE).encode(waveforms).cpu()
     assert (found - expected).abs().max() <= 1e-4 * expected.std()
 
@@ -168,7 +168,7 @@ def test_a_nan_names_its_pair(copy, tmp_path, codec, run):
 
 def test_a_damaged_cache_file_met_in_training_gives_one_line(copy, monkeypatch, capfd):
     """If the embeddings do not fit into memory, threads read them. One of the threads encodes the damaged one again."""
-    dataset = WavPairsDataset(copy / "train", load_frozen_encodec("untrained", DEVICE))
+    dataset = WavPairsDataset(copy / "train", load_frozen_encodec("demo", DEVICE))
     pair = alone(dataset)
     whole, path = dataset[pair][1], dataset.cache.path(dataset.keys[pair][1])
     path.write_bytes(path.read_bytes()[:-1])

@@ -91,8 +91,8 @@ def test_baselines_and_statistics_are_exact(runs, small_dataset, codec, processe
 def test_several_processes_learn_the_same_as_one(runs):
     """All global batches but the last are equal. 19 = 3 x 6 + 1, so the last repeats pairs to give each process one."""
     for one, several in zip(metrics(runs(1)), metrics(runs(3)), strict=True):
-        for key in ("train_mse", "val_mse"):
-            assert several[key] == pytest.approx(one[key], rel=0.01), key
+        assert several["val_mse"] == pytest.approx(one["val_mse"], rel=0.01)
+        assert several["train_mse"] == pytest.approx(one["train_mse"], rel=0.05)  # it counts the repeated pairs twice
 
 
 def test_the_log_has_a_line_for_each_epoch(runs):

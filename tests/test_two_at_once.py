@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, UNTRAINED
+from conftest import CODEC, ROOT
 from soak_kill import difference, outcome
 
 from common.files import lock_folder
@@ -29,7 +29,7 @@ def together(*commands: tuple[object, ...]) -> list[subprocess.CompletedProcess]
 
 
 def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
-    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *UNTRAINED)
+    command = ("train_simple_ddp.py", "--dataset_dir", small_dataset, "--cache_dir", tmp_path / "cache", *CODEC)
     command += ("--num_layers", 1, "--epochs", 1, "--checkpoint_dir")
     ended = together(*((*command, tmp_path / name) for name in "ab"))
     assert [(run.returncode, run.stderr) for run in ended] == [(0, ended[0].stderr)] * 2
@@ -44,7 +44,7 @@ def test_two_trainings_fill_one_cache(tmp_path, small_dataset, codec):
 
 def test_two_generations_into_one_folder(tmp_path, small_music, trained):
     songs = [small_music / "track_0.wav", small_music / "track_1.wav"]
-    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *UNTRAINED, "--output_dir")
+    command = ("generate_continuation.py", "--checkpoint", trained / "best_model.pt", *CODEC, "--output_dir")
     one, other, alone = together(
         (*command, tmp_path / "both", *songs),
         (*command, tmp_path / "both", *songs[::-1]),
@@ -59,9 +59,9 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path, small_music, small_data
     commands = {
         "dataset creation": ("create_dataset_pairs_wav.py", "--input_dir", small_music, "--output_dir", tmp_path),
         "a training run": (
-            "train_simple_ddp.py", "--dataset_dir", small_dataset, *UNTRAINED, "--checkpoint_dir", tmp_path
+            "train_simple_ddp.py", "--dataset_dir", small_dataset, *CODEC, "--checkpoint_dir", tmp_path
         ),
-        "an evaluation": (*evaluate, *UNTRAINED, "--output_dir", tmp_path),
+        "an evaluation": (*evaluate, *CODEC, "--output_dir", tmp_path),
     }  # fmt: skip
     for what, command in commands.items():
         with lock_folder(tmp_path, what):

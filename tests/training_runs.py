@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import UNTRAINED
+from conftest import CODEC
 
 SCRIPT = "train_simple_ddp.py"
-QUICK = (*UNTRAINED, "--num_layers", 1, "--lr", 1e-3)
+QUICK = (*CODEC, "--num_layers", 1, "--lr", 1e-3)
 
 
 def command(dataset: Path, folder: Path, *args: object) -> tuple[object, ...]:

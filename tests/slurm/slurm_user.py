@@ -49,7 +49,7 @@ def a_repository(tmp_path_factory) -> Path:
     (folder / "logs").mkdir(parents=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), ROOT / ".gitignore"]:
         shutil.copy(path, folder)
-    for package in ("common", "audio", "dataset", "training", "evaluation"):
+    for package in ("common", "audio", "dataset", "training", "evaluation", "demo"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     environment = Path(sys.prefix)  # if this is not a virtual environment, its folder comes first in PATH
     if (environment / "bin" / "activate").exists():
@@ -71,8 +71,8 @@ def write_music(folder: Path) -> None:
         soundfile.write(folder / f"track_{number}.wav", (0.2 * tones).astype(np.float32), 24000)
 
 
-UNTRAINED = ["--encodec_weights", "untrained"]
-TINY = ["--device", "cpu", *UNTRAINED, "--batch_size", "1", "--epochs", "16", "--patience", "99"]
+CODEC = ["--encodec_weights", "demo"]
+TINY = ["--device", "cpu", *CODEC, "--batch_size", "1", "--epochs", "16", "--patience", "99"]
 EPOCHS = 16
 
 
@@ -169,7 +169,7 @@ def a_dataset(user: User) -> Path:
         assert f"== job {job}, start 1, on node" in user.log("dataset_pairs.out")
     assert (user.folder / "dataset_pairs_wav" / "metadata.txt").exists()
     user.run("tail -f logs/dataset_pairs.out", replace={"tail -f": "timeout 1 tail -f"}, status=124)
-    assert user.run("python train_simple_ddp.py --check_only", "--device", "cpu", *UNTRAINED).startswith("ready: ")
+    assert user.run("python train_simple_ddp.py --check_only", "--device", "cpu", *CODEC).startswith("ready: ")
     return user.folder / "dataset_pairs_wav"
 
 

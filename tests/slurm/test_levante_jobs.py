@@ -18,9 +18,9 @@ import pytest
 import torch
 from slurm_cluster import launcher, workers
 from slurm_user import (  # noqa: F401 (fixtures, used by their names)
+    CODEC,
     EPOCHS,
     TINY,
-    UNTRAINED,
     Uninterrupted,
     User,
     a_cluster,
@@ -215,7 +215,7 @@ def test_wrong_use_ends_in_seconds_with_one_line(
     no_python = {"PATH": "/usr/bin:/bin"}
     cases = {  # name: (folder, command, environment, what the line must say)
         "no_weights": (user.folder, [train, "--device", "cpu"], offline, "python test_simple_setup.py"),
-        "no_gpu_seen": (user.folder, [train, *UNTRAINED], {}, "torch sees no CUDA GPU"),
+        "no_gpu_seen": (user.folder, [train, *CODEC], {}, "torch sees no CUDA GPU"),
         "no_gpu_given": (user.folder, ["--gpus-per-node=0", train, *TINY], {}, "--gpus-per-node"),
         "no_dataset": (user.folder, [train, *TINY, "--dataset_dir", "nothing"], {}, "create the dataset first"),
         "no_python": (bare, [train, *TINY], no_python, "create .venv first"),
