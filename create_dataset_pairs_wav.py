@@ -77,16 +77,16 @@ def create_dataset(settings: Settings) -> None:
     """Create the dataset. Raises UserError for problems that the user can fix."""
     input_dir, output_dir = Path(settings.input_dir), Path(settings.output_dir)
     _check(settings, input_dir, output_dir)
-    found = find_sources(input_dir, output_dir)
-    if found.own_folders or found.own_files:
+    sources = find_sources(input_dir, output_dir)
+    if sources.own_folders or sources.own_files:
         print(
-            f"skipped this project's own output: folders: {found.own_folders}, other files: {found.own_files}",
+            f"skipped this project's own output: folders: {sources.own_folders}, other files: {sources.own_files}",
             file=sys.stderr,
         )
-    if not found.files:
+    if not sources.files:
         raise UserError(f"--input_dir {input_dir}: contains no audio files; use the folder that contains your music")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
-    recorded["input_files"] = listing(input_dir, found.files)
+    recorded["input_files"] = listing(input_dir, sources.files)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "dataset creation"):
@@ -97,8 +97,8 @@ def create_dataset(settings: Settings) -> None:
                 print(f"{output_dir}: already complete, {len(previous.pairs)} pairs; nothing to do")
                 return
         elif previous is not None:
-            report_changes(previous, found.files, output_dir)
-        _build(found.files, recorded, previous, settings)
+            report_changes(previous, sources.files, output_dir)
+        _build(sources.files, recorded, previous, settings)
 
 
 def _check(settings: Settings, input_dir: Path, output_dir: Path) -> None:

@@ -103,15 +103,15 @@ class WavPairsDataset(Dataset):
 
     def embeddings(self, wavs: Sequence[int]) -> list[torch.Tensor]:
         """The embeddings [C, frames] of WAVs, given by their numbers in `segments`. Encodes those not in the cache."""
-        found: list = [None] * len(wavs)
+        cached: list = [None] * len(wavs)
         if self.cache is not None:
             keys = [self.segment_keys[wav].decode() for wav in wavs]
-            found = list(read_ahead(self.cache.read, keys) if len(keys) > THREADS else map(self.cache.read, keys))
-        missing = [wav for wav, embedding in zip(wavs, found, strict=True) if embedding is None]
+            cached = list(read_ahead(self.cache.read, keys) if len(keys) > THREADS else map(self.cache.read, keys))
+        missing = [wav for wav, embedding in zip(wavs, cached, strict=True) if embedding is None]
         encoded = dict(zip(missing, self.encode(missing).cpu().numpy(), strict=True)) if missing else {}
         return [
             torch.from_numpy(encoded[wav] if embedding is None else embedding)
-            for wav, embedding in zip(wavs, found, strict=True)
+            for wav, embedding in zip(wavs, cached, strict=True)
         ]
 
     def encode(self, wavs: Sequence[int]) -> torch.Tensor:

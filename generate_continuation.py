@@ -175,8 +175,8 @@ def main() -> int:
     sizes = {"num_samples": checkpoint["num_samples"], "context_samples": codec.warmup_frames * codec.hop_length}
     read = functools.partial(read_end, **sizes, sample_rate=codec.sample_rate)
     with Workers(1) as workers:  # its own process, because a damaged file may crash it
-        found = workers.map(read, settings.inputs, lambda _, reason: reason)
-        for path, name, end in zip(settings.inputs, names, found, strict=True):
+        read_ends = workers.map(read, settings.inputs, lambda _, reason: reason)
+        for path, name, end in zip(settings.inputs, names, read_ends, strict=True):
             if isinstance(end, str):
                 print(f"skipped {printable(path)}: {end}", file=sys.stderr, flush=True)
                 continue

@@ -131,9 +131,9 @@ def check_loss(setup: Setup) -> str:
 def check_optimizer(setup: Setup) -> str:
     """The defaults are the original experiment's AdamW, scheduler, clipping and early stopping."""
     c = TrainConfig()
-    found = (c.lr, c.weight_decay, c.batch_size, c.epochs, c.patience)
-    found += (c.scheduler_factor, c.scheduler_patience, c.max_grad_norm)
-    require(found == (1e-4, 0.01, 16, 200, 20, 0.5, 5, 1.0), f"the defaults are {found}")
+    defaults = (c.lr, c.weight_decay, c.batch_size, c.epochs, c.patience)
+    defaults += (c.scheduler_factor, c.scheduler_patience, c.max_grad_norm)
+    require(defaults == (1e-4, 0.01, 16, 200, 20, 0.5, 5, 1.0), f"the defaults are {defaults}")
     optimizer = torch.optim.AdamW(SimpleTransformer().parameters(), c.lr, weight_decay=c.weight_decay)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     for _ in range(c.scheduler_patience + 2):

@@ -60,13 +60,13 @@ def select_pairs(
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
     # How many pairs each track has according to its header.
     promised = {source: max(1, int(seconds / cut.segment_duration) - 1) for source, seconds in lengths_s.items()}
-    selection, found, links = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}, []
+    selection, pairs_of, links = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}, []
     tracks = selection.tracks
     splits = known = earlier.known(sources, tracks)  # by their paths, because nothing has been read yet
     while True:
-        capacities = {s: _capacity(promised[s], tracks.get(s), found.get(s, [])) for s in sources}
+        capacities = {s: _capacity(promised[s], tracks.get(s), pairs_of.get(s, [])) for s in sources}
         counts, val = _plan(capacities, splits, selection.songs, max_pairs, val_pairs)
-        needed = {source: _to_stage(tracks.get(source), found.get(source, []), counts[source]) for source in sources}
+        needed = {source: _to_stage(tracks.get(source), pairs_of.get(source, []), counts[source]) for source in sources}
         work = [(source, pairs) for source, pairs in needed.items() if pairs]
         if not work:
             break
@@ -77,10 +77,10 @@ def select_pairs(
         # Lengths are in segments, one more than pairs.
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
         order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
-        found, selection.skipped, links = _compare(order, tracks)
-        splits = _fix_splits(links, known, found, selection)
+        pairs_of, selection.skipped, links = _compare(order, tracks)
+        splits = _fix_splits(links, known, pairs_of, selection)
 
-    ready = {source: _staged(tracks[source], found[source])[:count] for source, count in counts.items() if count}
+    ready = {source: _staged(tracks[source], pairs_of[source])[:count] for source, count in counts.items() if count}
     if len(ready) == 1:
         selection.train, selection.val = split_in_time(next(iter(ready.values())), max_pairs, val_pairs)
     else:
@@ -115,34 +115,34 @@ def _compare(
     repeats, sharing = compare_tracks([_read_prints(tracks[source]) for source in order])
     repeats_of = {order[i]: order[first] for i, first in repeats.items()}
     links = [(order[first], order[second]) for first, second in sharing]
-    found, reasons, owners = {}, {}, {}
+    pairs_of, reasons, owners = {}, {}, {}
     for source in order:
         track = tracks[source]
         if source in repeats_of:
-            found[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
+            pairs_of[source], reasons[source] = [], f"same recording as {repeats_of[source]}"
             continue
-        found[source] = usable_pairs(track, owners)
+        pairs_of[source] = usable_pairs(track, owners)
         owners_here = dict.fromkeys(owners[segment.digest] for segment in track.segments if segment.usable)
         others = [owner for owner in owners_here if owner != source]
         links += [(other, source) for other in others]
-        if not found[source]:
+        if not pairs_of[source]:
             reasons[source] = f"same audio as {others[0]}" if others else track.problem
-    return found, reasons, links
+    return pairs_of, reasons, links
 
 
 def _fix_splits(
-    links: list[tuple[str, str]], known: dict[str, str], found: dict[str, list[Pair]], selection: Selection
+    links: list[tuple[str, str]], known: dict[str, str], pairs_of: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
     """Fix the splits of tracks that have an earlier split or share audio with another.
 
     Tracks that share audio go to training. A track that shares audio with a validation track of an earlier dataset is
-    left out: its pairs in `found` are removed. Stems of one song don't count as sharing, because they stay in one split
-    anyway. Returns the splits by source.
+    left out: its pairs in `pairs_of` are removed. Stems of one song don't count as sharing, because they stay in one
+    split anyway. Returns the splits by source.
     """
     splits, selection.sharing = dict(known), set()
     links = [(a, b) for a, b in links if a not in selection.songs or selection.songs[a] != selection.songs.get(b)]
     for link in sorted(links, key=lambda link: not any(known.get(source) == "val" for source in link)):
-        if not all(found[source] for source in link):
+        if not all(pairs_of[source] for source in link):
             continue
         in_val = [source for source in link if known.get(source) == "val"]
         for source in link:
@@ -150,7 +150,7 @@ def _fix_splits(
                 splits.setdefault(source, TRAIN_ONLY)
                 selection.sharing.add(source)
             elif source not in in_val:
-                found[source] = []
+                pairs_of[source] = []
                 selection.skipped[source] = f"shares audio with {in_val[0]}, which is in validation"
     return splits
 

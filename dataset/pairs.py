@@ -127,23 +127,23 @@ def find_pairs(split_dir: Path) -> list[str]:
     """
     if not split_dir.is_dir():
         raise UserError(f"{split_dir}: no such folder; create the dataset first (create_dataset_pairs_wav.py)")
-    found: dict[str, set[str]] = {"input": set(), "output": set()}
+    names: dict[str, set[str]] = {"input": set(), "output": set()}
     for entry in os.scandir(split_dir):
         name, _, role = entry.name.removesuffix(".wav").rpartition("_")
-        if entry.name.endswith(".wav") and name.startswith("pair_") and role in found:
-            found[role].add(name)
-    if halves := found["input"] ^ found["output"]:
+        if entry.name.endswith(".wav") and name.startswith("pair_") and role in names:
+            names[role].add(name)
+    if halves := names["input"] ^ names["output"]:
         name = min(halves)
-        other = "output" if name in found["input"] else "input"
+        other = "output" if name in names["input"] else "input"
         raise UserError(
             f"{split_dir / name}_{other}.wav: missing, but the other half of its pair exists; create the dataset again"
         )
-    if not found["input"]:
+    if not names["input"]:
         raise UserError(
             f"{split_dir}: contains no pairs; create the dataset first (create_dataset_pairs_wav.py), "
             "with more music if this is val/"
         )
-    return sorted(found["input"])
+    return sorted(names["input"])
 
 
 def check_wav(path: Path, sample_rate: int) -> int:

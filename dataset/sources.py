@@ -36,15 +36,15 @@ def find_sources(folder: Path, output_dir: Path) -> Sources:
     Ignores hidden files (macOS keeps `._NAME` beside NAME), `output_dir`, and this project's own output. Each folder is
     entered once, so loops of links end. An unreadable folder is itself listed, so that opening it reports the reason.
     """
-    found = Sources()
+    sources = Sources()
     entered = {_identity(output_dir)} if output_dir.exists() else set()
 
     def keep(error: OSError) -> None:
-        found.files.append(os.path.relpath(error.filename, folder))
+        sources.files.append(os.path.relpath(error.filename, folder))
 
     for parent, folders, names in os.walk(folder, onerror=keep, followlinks=True):
         if (here := _identity(parent)) in entered or _is_own_folder(Path(parent)):
-            found.own_folders += here not in entered
+            sources.own_folders += here not in entered
             entered.add(here)
             folders.clear()
             continue
@@ -55,11 +55,11 @@ def find_sources(folder: Path, output_dir: Path) -> Sources:
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in AUDIO_EXTENSIONS:
                 continue
             if _is_own_wav(path):
-                found.own_files += 1
+                sources.own_files += 1
             else:
-                found.files.append(os.path.relpath(path, folder))
-    found.files.sort(key=os.fsencode)
-    return found
+                sources.files.append(os.path.relpath(path, folder))
+    sources.files.sort(key=os.fsencode)
+    return sources
 
 
 def listing(input_dir: Path, sources: list[str]) -> str:

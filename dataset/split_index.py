@@ -83,8 +83,8 @@ class SplitSegments:
         digests = np.zeros(len(wavs), "S32")
         chunks = [wavs[start : start + WAVS_AT_A_TIME] for start in wavs[::WAVS_AT_A_TIME]]
         examined = read_ahead(lambda chunk: [examine(wav) for wav in chunk], chunks)
-        for chunk, found in zip(chunks, examined, strict=True):
-            for wav, (digest, changed_ns, is_as_listed) in zip(chunk, found, strict=True):
+        for chunk, results in zip(chunks, examined, strict=True):
+            for wav, (digest, changed_ns, is_as_listed) in zip(chunk, results, strict=True):
                 digests[wav] = digest
                 self.changed_ns = max(self.changed_ns, changed_ns)
                 self.is_as_listed &= is_as_listed

@@ -30,8 +30,8 @@ def songs_of_stems(sources: Iterable[str]) -> dict[str, str]:
     plain = set(names.values())
     songs = {song: stems for song, stems in parts.items() if len(set(stems.values())) > 1 or song in plain}
     mixes = {_words(Path(song).name): song for song in songs}
-    found = {source: song for song, stems in songs.items() for source in stems}
-    return {source: mixes[name] for source, name in names.items() if name in mixes} | found
+    songs_by_source = {source: song for song, stems in songs.items() for source in stems}
+    return {source: mixes[name] for source, name in names.items() if name in mixes} | songs_by_source
 
 
 def _words(name: str) -> str:

@@ -47,10 +47,10 @@ class ClipRidge:
         wanted = self._rows(inputs)
         products = np.concatenate([(wanted @ self._rows(block).T).numpy() for block in self._blocks(0)], axis=1)
         weights = torch.from_numpy(_weights(self.inputs, products, self.penalty)).float()
-        found = torch.zeros(len(inputs), wanted.shape[1])
+        predictions = torch.zeros(len(inputs), wanted.shape[1])
         for block, some in zip(self._blocks(1), weights.split(BLOCK, dim=1), strict=True):
-            found += some @ torch.stack(block).flatten(1)
-        return list(found.view(len(inputs), *inputs[0].shape))
+            predictions += some @ torch.stack(block).flatten(1)
+        return list(predictions.view(len(inputs), *inputs[0].shape))
 
     def _blocks(self, side: int):
         """The inputs (side 0) or outputs (side 1) of the chosen pairs, block by block."""
@@ -63,17 +63,17 @@ class ClipRidge:
 
     def _products(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         """Inner products of all chosen inputs with each other, and of all outputs, [n, n] each."""
-        found = np.zeros((2, len(self.chosen), len(self.chosen)))
+        products = np.zeros((2, len(self.chosen), len(self.chosen)))
         for first in range(0, len(self.chosen), BLOCK):
             rows = self._both(first)
             for second in range(first, len(self.chosen), BLOCK):
                 columns = rows if second == first else self._both(second)
                 for side in (0, 1):
                     product = (rows[side] @ columns[side].T).numpy()
-                    found[side, first : first + BLOCK, second : second + BLOCK] = product
-                    found[side, second : second + BLOCK, first : first + BLOCK] = product.T
+                    products[side, first : first + BLOCK, second : second + BLOCK] = product
+                    products[side, second : second + BLOCK, first : first + BLOCK] = product.T
             progress(min(first + BLOCK, len(self.chosen)), len(self.chosen), "training clips compared")
-        return found[0], found[1]
+        return products[0], products[1]
 
     def _both(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A block's inputs and outputs, [n, C T] each."""
@@ -105,5 +105,5 @@ def _weights(products: np.ndarray, wanted: np.ndarray, penalty: float) -> np.nda
     centered = products - mean - mean[:, None] + mean.mean()
     wanted = wanted - wanted.mean(axis=1, keepdims=True) - mean + mean.mean()
     scale = max(np.trace(centered) / len(centered), 1e-12)
-    found = scipy.linalg.solve(centered + penalty * scale * np.eye(len(centered)), wanted.T, assume_a="pos").T
-    return 1 / len(mean) + found - found.mean(axis=1, keepdims=True)
+    weights = scipy.linalg.solve(centered + penalty * scale * np.eye(len(centered)), wanted.T, assume_a="pos").T
+    return 1 / len(mean) + weights - weights.mean(axis=1, keepdims=True)

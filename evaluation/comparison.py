@@ -102,10 +102,10 @@ def other_tracks(tracks: list[str], seed: int) -> list[int] | None:
     shift = max(map(len, groups))
     other = [0] * len(tracks)
     for place, index in enumerate(order):
-        found = order[(place + shift) % len(order)]
-        if tracks[found] == tracks[index]:
-            found = rng.choice([i for i in order if tracks[i] != tracks[index]])
-        other[index] = found
+        candidate = order[(place + shift) % len(order)]
+        if tracks[candidate] == tracks[index]:
+            candidate = rng.choice([i for i in order if tracks[i] != tracks[index]])
+        other[index] = candidate
     return other
 
 
@@ -147,7 +147,7 @@ class Comparison:
         source, target = self.dataset[index]
         predicted = self.predict(source, index)
         shuffled = torch.from_numpy(np.random.default_rng([self.seed, index]).permutation(source.shape[1]))
-        found = {
+        continuations = {
             "model": predicted,
             "model_quantized": self.codec.quantize(predicted[None])[0].cpu(),
             "repeat_input": source,
@@ -165,8 +165,8 @@ class Comparison:
         }
         if self.other is not None:
             other_source, other_target = self.dataset[self.other[index]]
-            found |= {"other_track": other_target, "input_swapped": self.predict(other_source, index)}
-        return found
+            continuations |= {"other_track": other_target, "input_swapped": self.predict(other_source, index)}
+        return continuations
 
     def measure(self, sound_pairs: list[int], progress: Progress) -> tuple[dict[str, Errors], dict[str, SoundRow]]:
         """The errors of each row on all pairs, stacked, and its sound on `sound_pairs`. Holds one pair in memory."""
@@ -174,19 +174,19 @@ class Comparison:
         sound: dict[str, SoundRow] = {}
         metrics, chosen = SoundMetrics(self.codec), set(sound_pairs)
         for index in range(len(self.dataset)):
-            found = self.continuations(index)
-            target = found["ceiling"]  # the true embedding
-            for name, continuation in found.items():
+            continuations = self.continuations(index)
+            target = continuations["ceiling"]  # the true embedding
+            for name, continuation in continuations.items():
                 measured = compare(continuation, target, self.fitted.mean, self.codec.frame_rate)
                 errors.setdefault(name, []).append(measured)
             if index in chosen:
-                self._add_sound(index, found, metrics, sound)
+                self._add_sound(index, continuations, metrics, sound)
             progress(index + 1, len(self.dataset), "pairs compared")
         stacked = {name: {k: np.stack([m[k] for m in parts]) for k in parts[0]} for name, parts in errors.items()}
         return stacked, sound
 
     def _add_sound(
-        self, index: int, found: dict[str, torch.Tensor], metrics: SoundMetrics, sound: dict[str, SoundRow]
+        self, index: int, continuations: dict[str, torch.Tensor], metrics: SoundMetrics, sound: dict[str, SoundRow]
     ) -> None:
         """Add one pair to the rows of `sound`."""
         keys = {"repeat_input": self.dataset.keys[index][0], "ceiling": self.dataset.keys[index][1]}
@@ -194,8 +194,8 @@ class Comparison:
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
         truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.wavs(index)[1]))[None])
-        for name in (name for name in SOUND_ROWS if name in found):
-            clip = metrics.decode(found[name], keys.get(name, ""))
+        for name in (name for name in SOUND_ROWS if name in continuations):
+            clip = metrics.decode(continuations[name], keys.get(name, ""))
             sound.setdefault(name, []).append(compare_sound(clip, truth))
 
 

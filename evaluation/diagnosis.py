@@ -32,13 +32,13 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
     for name, label in ABLATION_LABELS.items():
         if name in errors.sums:
             cost = errors.lead("model", name)
-            found = {"label": label, "skill": errors.skill(name).value}
-            inputs.append(found | {"cost": cost.value, "cost_interval": (cost.low, cost.high)})
+            ablation = {"label": label, "skill": errors.skill(name).value}
+            inputs.append(ablation | {"cost": cost.value, "cost_interval": (cost.low, cost.high)})
     skill, average = errors.skill("model").value, bands[0]
     of_average = 0.0 if average["share"] == 0 else average["skill"] * average["share"]
-    found = {"bands": bands, "inputs": inputs, "skill": skill}
-    found |= {"skill_of_average": of_average, "skill_of_changes": skill - of_average}
-    return found | {"sentences": [where_it_lies(found), what_it_uses(found)]}
+    diagnosis = {"bands": bands, "inputs": inputs, "skill": skill}
+    diagnosis |= {"skill_of_average": of_average, "skill_of_changes": skill - of_average}
+    return diagnosis | {"sentences": [where_it_lies(diagnosis), what_it_uses(diagnosis)]}
 
 
 def where_it_lies(diagnosis: dict) -> str:
@@ -97,26 +97,26 @@ def limit(
         if reach < SHORT_S:
             return f"What limits it: the embedding itself. {horizon['sentence']}"
     best = min(COMPARED, key=lambda name: evidence.leads[name].value)
-    found = []
+    reasons = []
     slope, val_skill = by_tracks.slope("model"), by_tracks.pooled_skill("model")
     if train_skill is not None and train_skill - val_skill > 0.15:
         skills = f"skill {train_skill:+.2f} against {val_skill:+.2f}, pooled"
-        found.append(f"it fits its training pairs better than new ones ({skills}), so more music may help")
+        reasons.append(f"it fits its training pairs better than new ones ({skills}), so more music may help")
     if still_improved:
-        found.append("its best epoch is the last one, so it was still improving when training ended")
+        reasons.append("its best epoch is the last one, so it was still improving when training ended")
     if evidence.leads[best].high < -LEAST_LEAD:
         name = BASELINES.get(best, LINEAR_NAME)
-        found.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
-    if not found and slope is not None and slope < 0.8:
-        found.append(f"it is overconfident (calibration slope {slope:.2f}): predictions vary too much")
-    if not found and slope is not None and slope > 1.25:
-        found.append(f"it is underconfident (calibration slope {slope:.2f}): predictions vary too little")
-    if not found:
+        reasons.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
+    if not reasons and slope is not None and slope < 0.8:
+        reasons.append(f"it is overconfident (calibration slope {slope:.2f}): predictions vary too much")
+    if not reasons and slope is not None and slope > 1.25:
+        reasons.append(f"it is underconfident (calibration slope {slope:.2f}): predictions vary too little")
+    if not reasons:
         missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
         label = max(missed, key=missed.get)
         what = "each clip's average" if label == BANDS[0] else f"changes at {label}"
         has_skill = evidence.skill.low > LEAST_LEAD
         why = "it averages what it cannot know, as MSE demands" if has_skill else "it has learned almost nothing"
         share = missed[label] / max(sum(missed.values()), TINY)
-        found.append(f"{why}; the largest part of what it misses ({share:.0%}) is {what}")
-    return f"What limits it: {'; '.join(found[:2])}."
+        reasons.append(f"{why}; the largest part of what it misses ({share:.0%}) is {what}")
+    return f"What limits it: {'; '.join(reasons[:2])}."

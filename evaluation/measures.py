@@ -53,13 +53,13 @@ def compare(prediction: torch.Tensor, target: torch.Tensor, mean: torch.Tensor, 
     prediction, target, mean = prediction.double(), target.double(), mean.double()
     error = prediction - target
     moved = prediction - mean
-    found = {
+    errors = {
         "seconds": error_by_second(error, frame_rate),
         "bands": error_by_band(error, frame_rate),
         "deviation": prediction.std(dim=1, correction=0).mean().reshape(1),
         "slope": torch.stack([((target - mean) * moved).sum(), moved.square().sum()]),
     }
-    return {name: value.numpy() for name, value in found.items()}
+    return {name: value.numpy() for name, value in errors.items()}
 
 
 def error_by_second(error: torch.Tensor, frame_rate: float) -> torch.Tensor:

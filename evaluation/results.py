@@ -81,12 +81,12 @@ def table_rows(
 
 def seconds(errors: dict[str, Errors], by_tracks: TrackErrors, frames: int, channels: int, frame_rate: float) -> dict:
     """The `per_second` of results.json."""
-    elements, found = elements_per_second(frames, channels, frame_rate), {}
+    elements, per_second = elements_per_second(frames, channels, frame_rate), {}
     for name in filter(errors.__contains__, CONTINUATIONS):
         parts, skill = errors[name]["seconds"], by_tracks.skill(name, "seconds")
         mse = parts.sum(axis=0) / (elements * len(parts))
-        found[name] = {"mse": mse, "skill": skill.value, "skill_interval": (skill.low, skill.high)}
-    return found
+        per_second[name] = {"mse": mse, "skill": skill.value, "skill_interval": (skill.low, skill.high)}
+    return per_second
 
 
 def track_table(by_tracks: TrackErrors, tracks: list[str], elements: int) -> list[dict[str, object]]:
@@ -139,29 +139,29 @@ def training_signs(checkpoint: dict, epochs: list[dict]) -> tuple[float | None, 
 
 def notes(results: dict, checkpoint: dict, copies: int) -> list[str]:
     """Warnings about the split and the loss. copies: the number of targets that are in both splits."""
-    found = []
+    warnings = []
     if shared := results["dataset"]["shared_tracks"]:
-        found.append(
+        warnings.append(
             f"Validation tracks that are also in the training split: {shared} of {results['dataset']['tracks']}. These "
             "results are partly about tracks that the model was trained on."
         )
     if copies:
-        found.append(
+        warnings.append(
             f"{copies} of {results['dataset']['pairs']} true continuations are also in the training split, sample for "
             "sample."
         )
     if checkpoint["loss"] != MSE:
-        found.append(
+        warnings.append(
             f"The model was trained with a different loss, {checkpoint['loss']}. Skill and verdict still use MSE."
         )
-        return found
+        return warnings
     expected, here = checkpoint["baselines"]["training_mean"], results["rows"]["training_mean"]["mse"]
     if abs(here / max(expected, 1e-30) - 1) > 1e-3:
-        found.append(
+        warnings.append(
             f"This is not the validation split used in training: the training mean's MSE is {here:.4g} here and was "
             f"{expected:.4g} there. Make sure that the model was not trained on these tracks."
         )
-    return found
+    return warnings
 
 
 def write_json(path: Path, content: dict) -> dict:

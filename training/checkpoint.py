@@ -91,7 +91,7 @@ def find_run(folder: Path) -> dict | None:
     except UserError as error:
         if "earlier version" in str(error):
             raise
-        usable = [(found["epoch"], path) for path in others if (found := _load_if_whole(path))]
+        usable = [(checkpoint["epoch"], path) for path in others if (checkpoint := _load_if_whole(path))]
         offer = f"copy {max(usable)[1]} over it to resume from there, " if usable else ""
         state = "damaged, or not this project's" if (folder / LAST).exists() else "missing"
         raise UserError(
