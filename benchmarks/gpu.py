@@ -11,34 +11,34 @@ STARTED = time.perf_counter()
 
 import contextlib
 import gc
+import io
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+import torch._dynamo  # torch.optim imports it on first use, which takes seconds
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-import train_simple_ddp
+import dataset_wav_pairs
+import train_simple_worker
 from audio.frozen_encodec import load_frozen_encodec
-from benchmarks import scale
 from benchmarks.literal_baseline import LiteralTraining, LiteralTransformer
-from benchmarks.measure import about_this_run, replace_everywhere
+from benchmarks.measure import about_this_run, take_step, write_noise_dataset
 from benchmarks.study_planted import TRACKS, write_world
-from dataset_wav_pairs import prepare_cache
+from common.devices import pick_device
 from model_simple_transformer import SimpleTransformer
-from train_simple_worker import train_epoch, train_worker, validate
-from training.checkpoint import save_checkpoint
+from training import run as training_run
 from training.config import TrainConfig
-from training.curves import draw_curves
-from training.log import append_metrics, read_metrics
+from training.log import read_metrics
 
 IMPORTS_S = time.perf_counter() - STARTED
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
@@ -48,11 +48,6 @@ SECONDS, PAIRS, EPOCHS, BATCHES = (16, 2000, 200, (16, 64, 128)) if ON_CUDA else
 BATCH_SIZE, STEPS = (16, 100) if ON_CUDA else (2, 1)
 PLANTED_TRACKS, PLANTED_EPOCHS, LITERAL_STEPS = (TRACKS, 15, 10) if ON_CUDA else ({"train": 3, "val": 2}, 2, 1)
 PART, RESULTS, WORK = sys.argv[1], *map(Path, sys.argv[2:])
-DATASET, CACHE = WORK / "dataset", WORK / "cache"
-SHARES = {
-    prepare_cache: "encoding", train_epoch: "training", validate: "validation", save_checkpoint: "saving",
-    append_metrics: "saving", draw_curves: "drawing",
-}  # fmt: skip
 
 
 def record(row: str, **figures: object) -> None:
@@ -94,77 +89,62 @@ def now() -> float:
     return time.perf_counter()
 
 
-def autocast(dtype: torch.dtype) -> torch.autocast:
-    """As in training, but without the cache of cast weights, which CUDA graphs do not permit."""
-    return torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
-
-
-def profiled(call: Callable[[], object]) -> list:
-    """The profiler's events of a call."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_CUDA else [])]
-    with profile(activities=activities, acc_events=True) as profiler:
-        call()
-        now()
-    return profiler.key_averages()
+def train_config(dataset: Path, checkpoints: Path, **settings: object) -> TrainConfig:
+    return TrainConfig(str(dataset), str(checkpoints), device=DEVICE, encodec_weights="untrained", **settings)
 
 
 # ------------------------------------------------------------------ the parts
 
 
 def machine() -> None:
-    """Versions, and the kernels that attention uses, as the profiler sees them."""
     about = about_this_run() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     record("CUDA" if ON_CUDA else "CPU: nothing here is a measurement", **about)
-    model = SimpleTransformer().to(DEVICE)
-    inputs = torch.randn(BATCH_SIZE, 128, 75 * SECONDS, device=DEVICE)
-    for row, dtype, kernel in (
-        ("attention in bf16", torch.bfloat16, None),
-        ("attention in bf16, flash alone", torch.bfloat16, SDPBackend.FLASH_ATTENTION),
-        ("attention in bf16, cuDNN alone", torch.bfloat16, SDPBackend.CUDNN_ATTENTION),
-        ("attention in fp32", torch.float32, None),
-    ):
-        with row_of(row, kernel), autocast(dtype):
-            names = {event.key.split("::")[-1] for event in profiled(lambda: model(inputs).sum().backward())}
-            record(row, runs=", ".join(sorted(name for name in names if name.startswith("_scaled_dot_product_"))))
 
 
 def step() -> None:
-    """A training step on 16 pairs of 16 s: by wall clock, and the kernels' own time."""
-    inputs, targets = torch.randn(2, BATCH_SIZE, 128, 75 * SECONDS, device=DEVICE)
-    for name, make, dtype, kernel in (
+    """A training step on 16 pairs of 16 s, with different models, precisions and attention kernels."""
+    for row, model, dtype, kernel in (
         ("bf16, flash", SimpleTransformer, torch.bfloat16, SDPBackend.FLASH_ATTENTION),
         ("bf16, cuDNN", SimpleTransformer, torch.bfloat16, SDPBackend.CUDNN_ATTENTION),
         ("bf16, flash, graphed", SimpleTransformer, torch.bfloat16, SDPBackend.FLASH_ATTENTION),
+        ("bf16", SimpleTransformer, torch.bfloat16, None),
         ("fp32", SimpleTransformer, torch.float32, None),
         ("literal model, fp32, attention dropout", LiteralTransformer, torch.float32, None),
     ):
-        with row_of(name, kernel):
-            model = make().to(DEVICE)
-            optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused="literal" not in name)
-            predict = model
-            if "graphed" in name and ON_CUDA:
-                with autocast(dtype):
-                    predict = torch.cuda.make_graphed_callables(model, (inputs,))
+        with row_of(row, kernel):
+            measure_step(row, model().to(DEVICE), dtype)
 
-            def take_step(model=model, optimizer=optimizer, predict=predict, dtype=dtype) -> None:
-                with autocast(dtype):
-                    predictions = predict(inputs)
-                loss = torch.nn.functional.mse_loss(predictions.float(), targets)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
 
-            take_step()  # warm-up
-            take_step()
+def measure_step(row: str, model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Record a step by wall clock, the kernels' own time, and which kernels attention uses."""
+    inputs, targets = torch.randn(2, BATCH_SIZE, 128, 75 * SECONDS, device=DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused="literal" not in row)
+    # As in training, but without the cache of cast weights, which CUDA graphs do not permit.
+    autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+    if "graphed" in row and ON_CUDA:
+        with autocast:
+            model = torch.cuda.make_graphed_callables(model, (inputs,))
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        with autocast:
+            return model(inputs)
+
+    for count in range(STEPS + 2):
+        if count == 2:  # the first two steps warm up
             started = now()
-            for _ in range(STEPS):
-                take_step()
-            wall_ms = 1000 * (now() - started) / STEPS
-            kernels = [e for e in profiled(take_step) if e.device_type != DeviceType.CPU and not e.is_user_annotation]
-            kernels_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1000 or float("nan")
-            record(name, wall_ms=wall_ms, kernels_ms=kernels_ms, wall_by_kernels=wall_ms / kernels_ms)
-            del model, optimizer, predict, take_step
+        take_step(predict, optimizer, inputs, targets)
+    wall_ms = 1000 * (now() - started) / STEPS
+
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if ON_CUDA else [ProfilerActivity.CPU]
+    with profile(activities=activities, acc_events=True) as profiler:
+        take_step(predict, optimizer, inputs, targets)
+        now()
+    events = profiler.key_averages()
+    kernels = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
+    kernels_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1000 or float("nan")
+    names = {event.key.removeprefix("aten::") for event in events}
+    attention = ", ".join(sorted(name for name in names if name.startswith("_scaled_dot_product_")))
+    record(row, wall_ms=wall_ms, kernels_ms=kernels_ms, wall_by_kernels=wall_ms / kernels_ms, attention=attention)
 
 
 def encoding() -> None:
@@ -187,54 +167,54 @@ def encoding() -> None:
 
 
 def training() -> None:
-    """The real command line without early stopping, and where its time goes."""
-    digests = scale.make_segments(WORK / "segments", PAIRS + 1, SECONDS)
-    scale.make_dataset(DATASET, WORK / "segments", digests, PAIRS, SECONDS)
-    spent: Counter[str] = Counter()
-    epochs, started = 0, time.perf_counter() - IMPORTS_S
-
-    def clock(function: Callable, share: str) -> None:
-        """Add the time of every call of a function to a share."""
-
-        def timed(*args: object) -> object:
-            before = time.perf_counter()
-            if share == "training":
-                begin_epoch(before)
-            try:
-                return function(*args)
-            finally:
-                spent[share] += time.perf_counter() - before
-
-        replace_everywhere(function, timed)
-
-    def begin_epoch(at: float) -> None:
-        nonlocal epochs
-        if epochs == 0:  # everything before the first epoch is start-up, except encoding
-            encoding_s = spent["encoding"]
-            spent.clear()
-            spent.update(encoding=encoding_s, start_up=at - started - encoding_s)
-        elif epochs % max(1, EPOCHS // 4) == 0:
-            summarize(at)
-        epochs += 1
-
-    def summarize(at: float) -> None:
-        shares = {f"{share}_s": seconds for share, seconds in spent.items()}
-        epoch_s = (sum(spent.values()) - spent["encoding"] - spent["start_up"]) / epochs
-        record(f"{epochs} epochs", total_s=at - started, epoch_s=epoch_s, **shares)
-
-    for function, share in SHARES.items():
-        clock(function, share)
-    command = ["--dataset_dir", DATASET, "--checkpoint_dir", WORK / "checkpoints", "--cache_dir", CACHE]
-    command += ["--encodec_weights", "untrained", "--device", DEVICE, "--num_processes", 1, "--precision", "bf16"]
-    sys.argv = ["train_simple_ddp.py", *map(str, command), "--epochs", str(EPOCHS), "--patience", str(EPOCHS)]
+    """The whole training without early stopping, from the start of the imports, and where its time goes."""
+    write_noise_dataset(WORK / "dataset", PAIRS, SECONDS)
+    started = time.perf_counter() - IMPORTS_S
+    spent = dict.fromkeys(("start_up", "encoding", "training", "validation", "saving", "drawing"), 0.0)
+    clock(spent, "encoding", dataset_wav_pairs, "prepare_cache")
+    config = train_config(WORK / "dataset", WORK / "checkpoints", epochs=EPOCHS, patience=EPOCHS, precision="bf16")
     with open(RESULTS / "training.log", "w") as log, contextlib.redirect_stdout(log):
-        train_simple_ddp.main()
-    summarize(time.perf_counter())
+        run, state = set_up(config)
+        spent["start_up"] = time.perf_counter() - started - spent["encoding"]
+        clock(spent, "training", train_simple_worker, "train_epoch")
+        clock(spent, "validation", train_simple_worker, "validate")
+        clock(spent, "saving", training_run, "append_metrics")
+        clock(spent, "saving", training_run, "save_checkpoint")
+        clock(spent, "drawing", training_run, "draw_curves")
+        for epoch in range(1, EPOCHS + 1):
+            train_simple_worker.run_epoch(run, state)
+            if epoch % max(1, EPOCHS // 4) == 0:
+                total_s = time.perf_counter() - started
+                epoch_s = (total_s - spent["encoding"] - spent["start_up"]) / epoch
+                shares = {f"{share}_s": seconds for share, seconds in spent.items()}
+                record(f"{epoch} epochs", total_s=total_s, epoch_s=epoch_s, **shares)
+
+
+def clock(spent: dict[str, float], share: str, module: ModuleType, name: str) -> None:
+    """Add the seconds of every call of a module's function to a share."""
+    function = getattr(module, name)
+
+    def timed(*args: object) -> object:
+        before = time.perf_counter()
+        result = function(*args)
+        spent[share] += time.perf_counter() - before
+        return result
+
+    setattr(module, name, timed)
+
+
+def set_up(config: TrainConfig) -> tuple[training_run.Run, train_simple_worker.TrainState]:
+    """Everything that a training does before its first step."""
+    Path(config.checkpoint_dir).mkdir(exist_ok=True)
+    return train_simple_worker.set_up(config, pick_device(DEVICE), 1, None)
 
 
 def start() -> None:
     """From the end of the imports to the first step, when everything is encoded."""
-    record("second start, to the first step", imports_s=IMPORTS_S, **scale.measure_start(DATASET, CACHE, DEVICE))
+    started = now()
+    with contextlib.redirect_stdout(io.StringIO()):
+        set_up(train_config(WORK / "dataset", WORK / "second", precision="bf16"))
+    record("second start, to the first step", imports_s=IMPORTS_S, seconds=now() - started)
 
 
 def precision() -> None:
@@ -242,31 +222,28 @@ def precision() -> None:
     write_world(WORK / "planted", "coin", np.random.default_rng(0), PLANTED_TRACKS)
     best = {}
     for name in ("fp32", "bf16"):
-        folder = WORK / f"planted_{name}"
-        config = TrainConfig(
-            str(WORK / "planted"), str(folder), batch_size=8, epochs=PLANTED_EPOCHS, patience=PLANTED_EPOCHS, lr=1e-3,
-            device=DEVICE, precision=name, encodec_weights="untrained",
-        )  # fmt: skip
+        folder, epochs = WORK / f"planted_{name}", PLANTED_EPOCHS
+        config = train_config(
+            WORK / "planted", folder, batch_size=8, epochs=epochs, patience=epochs, lr=1e-3, precision=name
+        )
         with open(RESULTS / f"planted_{name}.log", "w") as log, contextlib.redirect_stdout(log):
-            train_worker(config)
+            train_simple_worker.train_worker(config)
         best[name] = min(read_metrics(folder / "metrics.jsonl")[1:], key=lambda line: line["val_mse"])
-        record(name, epochs=PLANTED_EPOCHS, best_validation_mse=best[name]["val_mse"], skill=best[name]["skill"])
+        record(name, epochs=epochs, best_validation_mse=best[name]["val_mse"], skill=best[name]["skill"])
     record("bf16 against fp32", more_mse=best["bf16"]["val_mse"] / best["fp32"]["val_mse"] - 1)
 
 
 def literal() -> None:
     """The literal original experiment: encoding in every step, with torch's defaults."""
-    weights = load_frozen_encodec("untrained").model.state_dict()
-    run = LiteralTraining(DATASET, weights, DEVICE, num_workers=4 if ON_CUDA else 0)
-    batches, name = iter(run.train), "an epoch, extrapolated"
-    with row_of(name):
-        for count in range(LITERAL_STEPS + 1):
-            if count == 1:  # the first step warms up
-                started = now()
-            inputs, targets = next(batches)
-            run.step(run.encode(inputs), run.encode(targets))
+    run = LiteralTraining(WORK / "dataset", DEVICE, num_workers=4 if ON_CUDA else 0)
+    batches, row = iter(run.train), "an epoch, extrapolated"
+    with row_of(row):
+        run.step(*next(batches))  # warm-up
+        started = now()
+        for _ in range(LITERAL_STEPS):
+            run.step(*next(batches))
         step_s = (now() - started) / LITERAL_STEPS
-        record(name, step_s=step_s, epoch_s=step_s * len(run.train))
+        record(row, step_s=step_s, epoch_s=step_s * len(run.train))
 
 
 # ------------------------------------------------------------------ the table
@@ -274,26 +251,27 @@ def literal() -> None:
 
 def table() -> None:
     """The rows of the last run, then the goals."""
-    _, first, others = (RESULTS / "gpu.jsonl").read_text().rpartition('{"part": "run"')
-    lines = [json.loads(line) for line in (first + others).splitlines()]
+    lines = [json.loads(line) for line in (RESULTS / "gpu.jsonl").read_text().splitlines()]
+    first = max(number for number, line in enumerate(lines) if line["part"] == "run")
     print("\n| part | row | |\n|---|---|---|")
-    for line in lines:
+    for line in lines[first:]:
         figures = {name: value for name, value in line.items() if name not in ("part", "row")}
         print(f"| {line['part']} | {line['row']} | {describe(figures)} |")
 
-    rows = {line["row"]: line for line in lines}
-    whole, literal_epoch = rows.get(f"{EPOCHS} epochs", {}), rows.get("an epoch, extrapolated", {})
-    times = literal_epoch["epoch_s"] / whole["epoch_s"] if whole and "epoch_s" in literal_epoch else None
+    rows = {line["row"]: line for line in lines[first:]}
+    whole, literal_run = rows.get(f"{EPOCHS} epochs", {}), rows.get("an epoch, extrapolated", {})
+    total_s, epoch_s, literal_s = whole.get("total_s"), whole.get("epoch_s"), literal_run.get("epoch_s")
+    times = literal_s / epoch_s if epoch_s and literal_s else None
     start_s = rows.get("second start, to the first step", {}).get("seconds")
     more_mse = rows.get("bf16 against fp32", {}).get("more_mse")
     print("\n| goal | measured | |\n|---|---|---|")
-    for goal, value, reached in (
-        (f"{EPOCHS} epochs, with encoding, in 180 s (H100)", whole.get("total_s"), lambda x: x < 180),
-        ("second start: first step 5 s after the imports", start_s, lambda x: x < 5),
-        ("an epoch 30 times as fast as the literal one", times, lambda x: x >= 30),
-        ("bf16: best validation MSE within 1% of fp32's", more_mse, lambda x: abs(x) < 0.01),
+    for goal, value, at_least, below in (
+        (f"{EPOCHS} epochs, with encoding, in 180 s (H100)", total_s, 0, 180),
+        ("second start: first step 5 s after the imports", start_s, 0, 5),
+        ("an epoch 30 times as fast as the literal one", times, 30, float("inf")),
+        ("bf16: best validation MSE within 1% of fp32's", more_mse, -0.01, 0.01),
     ):
-        verdict = "not measured" if value is None else "reached" if reached(value) else "missed"
+        verdict = "not measured" if value is None else "reached" if at_least <= value < below else "missed"
         print(f"| {goal} | {'–' if value is None else f'{value:.3g}'} | {verdict} |")
 
 

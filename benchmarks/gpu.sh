@@ -4,14 +4,10 @@
 #   bash benchmarks/gpu.sh FOLDER
 #   TEST_DEVICE=cpu bash benchmarks/gpu.sh FOLDER      # test the script on a CPU, with tiny sizes
 #
-# It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, but no network. It installs the wheels in
-# benchmarks/wheels/ into a temporary folder. If that Python lacks other packages in requirements.txt, put wheels for it there.
-# encodec has no published wheel, so build one:
+# It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, but no network. If that Python lacks other
+# packages in requirements.txt, install them where there is a network, with the same version of Python, and set PYTHONPATH:
 #
-#   pip wheel --no-deps -w benchmarks/wheels encodec==0.1.1
-#   pip download --no-deps --only-binary=:all: -d benchmarks/wheels soundfile cffi pycparser av
-#
-# If pip's Python is a different version, add --python-version 3.12 --platform manylinux_2_28_x86_64 to the second command.
+#   pip install --no-deps --target /full/path encodec==0.1.1 soundfile cffi pycparser av
 set -uo pipefail
 
 slack=1
@@ -31,31 +27,26 @@ cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export PYTHONUNBUFFERED=1
-if compgen -G "benchmarks/wheels/*.whl" >/dev/null; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" benchmarks/wheels/*.whl ||
-        fail "benchmarks/wheels: cannot be installed; they must be for $("$python" --version)"
-    export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
-fi
 [ $slack -gt 1 ] ||
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
     fail "$python: torch sees no CUDA GPU here; nothing was measured (TEST_DEVICE=cpu tests the script without one)"
 
 status=0
 part() { # NAME LIMIT_S COMMAND...
-    local name=$1 limit=$(($2 * slack)) left=$((TOTAL_S - SECONDS)) ended=0
+    local name=$1 limit=$(($2 * slack)) left=$((TOTAL_S - SECONDS)) ended=124
     shift 2
     [ "$limit" -le "$left" ] || limit=$left
     echo "== $name, at most $limit s"
     if [ "$limit" -gt 0 ]; then
-        timeout --kill-after=3 "$limit" "$@" || ended=$?
-    else
-        ended=124
+        timeout --kill-after=3 "$limit" "$@"
+        ended=$?
     fi
-    [ "$ended" -eq 0 ] && return
+    case $ended in
+        0) return ;;
+        124) note "$name" "NOT COMPLETE: time limit reached" ;;
+        *) note "$name" "NOT COMPLETE: exit status $ended" ;;
+    esac
     status=1
-    ended="exit status $ended"
-    [ "$ended" != "exit status 124" ] || ended="time limit reached"
-    note "$name" "NOT COMPLETE: $ended"
 }
 note() { # PART ROW
     echo "$1: $2"

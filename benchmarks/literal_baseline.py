@@ -6,32 +6,33 @@ dropout everywhere, in float32. Nothing is slowed down on purpose.
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
 from pathlib import Path
 
-import encodec.model
 import soundfile
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+
+from audio.frozen_encodec import load_frozen_encodec
+from benchmarks.measure import take_step
+from dataset.pairs import find_pairs
+from model_simple_transformer import positions
 
 
 class WavPairs(Dataset):
     """Waveforms of pairs: float32 ([1, samples], [1, samples])."""
 
     def __init__(self, split_dir: Path):
-        self.inputs = sorted(split_dir.glob("*_input.wav"))
+        self.split_dir, self.names = split_dir, find_pairs(split_dir)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        path = self.inputs[index]
-        both = (path, path.with_name(path.name.replace("_input", "_output")))
-        first, second = (torch.from_numpy(soundfile.read(p, dtype="float32")[0])[None] for p in both)
-        return first, second
+        return self.read(f"{self.names[index]}_input.wav"), self.read(f"{self.names[index]}_output.wav")
+
+    def read(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(soundfile.read(self.split_dir / name, dtype="float32")[0])[None]
 
 
 class LiteralTransformer(nn.Module):
@@ -48,24 +49,19 @@ class LiteralTransformer(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """[B, 128, T] -> [B, 128, T]."""
         x = embeddings.transpose(1, 2)
-        steps = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)
-        rates = torch.exp(torch.arange(0, 128, 2, device=x.device) * (-math.log(10000.0) / 128))
-        angles = steps[:, None] * rates
-        positions = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
-        return self.head(self.encoder(self.dropout(self.norm(x) + positions))).transpose(1, 2)
+        return self.head(
+            self.encoder(self.dropout(self.norm(x) + positions(x.shape[1], x.shape[2], x.device)))
+        ).transpose(1, 2)
 
 
 class LiteralTraining:
-    """The training loop in one process."""
+    """The training loop in one process, with the encoder of the untrained codec."""
 
-    def __init__(self, dataset_dir: Path, state: dict[str, torch.Tensor], device: str = "cpu", num_workers: int = 0):
-        """state: the weights of the pipeline's codec. num_workers: processes that read WAVs."""
+    def __init__(self, dataset_dir: Path, device: str = "cpu", num_workers: int = 0):
+        """num_workers: processes that read WAVs."""
         self.device = device
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.codec = encodec.model.EncodecModel.encodec_model_24khz(pretrained=False)
-        _load_folded(self.codec, state)
-        self.codec.to(device)
+        # Loaded on the CPU, because loading on a GPU would turn off TF32, which is torch's default for convolutions.
+        self.encoder = load_frozen_encodec("untrained").model.encoder.to(device)
         torch.manual_seed(42)
         self.model = LiteralTransformer().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, weight_decay=0.01)
@@ -74,44 +70,24 @@ class LiteralTraining:
 
     @torch.no_grad()
     def encode(self, waveforms: torch.Tensor) -> torch.Tensor:
-        return self.codec.encoder(waveforms.to(self.device))
+        """Waveforms [B, 1, samples] -> embeddings [B, 128, T]."""
+        return self.encoder(waveforms.to(self.device))
 
     def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """One training step on embeddings [B, 128, T]."""
+        """One training step on waveforms [B, 1, samples]."""
         self.model.train()
-        loss = nn.functional.mse_loss(self.model(inputs), targets)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        take_step(self.model, self.optimizer, self.encode(inputs), self.encode(targets))
 
-    def epoch(self) -> float:
-        """Train for an epoch and return its seconds."""
-        started = time.perf_counter()
+    def epoch(self) -> None:
         for inputs, targets in self.train:
-            self.step(self.encode(inputs), self.encode(targets))
-        return time.perf_counter() - started
+            self.step(inputs, targets)
 
     @torch.no_grad()
     def validate(self) -> float:
         """Validation MSE in encoded space."""
         self.model.eval()
-        total = count = 0.0
+        total = 0.0
         for inputs, targets in self.val:
-            encoded = self.encode(targets)
-            total += (self.model(self.encode(inputs)) - encoded).double().square().sum().item()
-            count += encoded.numel()
-        return total / count
-
-
-def _load_folded(codec: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load weights without weight norm into a codec with it, as the norm and the direction of each."""
-    own = codec.state_dict()
-    for name in own:
-        if name.endswith("weight_g"):
-            weight = state[name.removesuffix("_g")]
-            own[name] = weight.flatten(1).norm(dim=1).view_as(own[name])
-            own[f"{name.removesuffix('_g')}_v"] = weight
-        elif not name.endswith("weight_v"):
-            own[name] = state[name]
-    codec.load_state_dict(own)
+            error = nn.functional.mse_loss(self.model(self.encode(inputs)), self.encode(targets))
+            total += error.item() * len(inputs)
+        return total / len(self.val.dataset)

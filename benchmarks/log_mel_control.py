@@ -9,14 +9,14 @@ are the defaults of train_simple_ddp.py. If it is interrupted, run it again: it 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from audio.frozen_encodec import load_frozen_encodec
 from audio.log_mel import LogMel
-from common.arguments import dataset_setting, file_path, number, parse_settings, seed_setting, setting
+from common.arguments import dataset_setting, file_path, number, parse_settings, setting
 from common.devices import pick_device
 from common.errors import run_script
 from common.progress import Progress
@@ -31,6 +31,8 @@ from train_simple_worker import train_worker
 from training.checkpoint import BEST, load_checkpoint
 from training.config import TrainConfig
 
+LIKE = "demo"  # the codec with the channels and the hop length to use; they are EnCodec's too
+
 
 @dataclass
 class Settings:
@@ -38,29 +40,20 @@ class Settings:
     checkpoint_dir: str = setting("checkpoints_log_mel", "folder for the checkpoints", type=file_path)
     epochs: int = setting(200, "maximum number of epochs", type=number(int, at_least=1))
     lr: float = setting(1e-4, "learning rate", type=number(float, above=0))
-    seed: int = seed_setting("the training")
-    like_codec: str = setting("demo", "codec with the channels and the hop length to use", type=file_path)
 
 
 def main() -> int:
     settings = parse_settings(Settings, __doc__)
     device, progress = pick_device("auto"), Progress()
-    codec = LogMel(load_frozen_encodec(settings.like_codec, device))
+    codec = LogMel(load_frozen_encodec(LIKE, device))
     train, val = open_splits_with_tracks(settings.dataset_dir, codec)  # an error in them comes before the training
-    config = TrainConfig(
-        settings.dataset_dir,
-        settings.checkpoint_dir,
-        epochs=settings.epochs,
-        lr=settings.lr,
-        seed=settings.seed,
-        encodec_weights=settings.like_codec,
-    )
+    config = TrainConfig(**asdict(settings), encodec_weights=LIKE)
     train_worker(config, codec=codec)
     checkpoint = load_checkpoint(Path(settings.checkpoint_dir, BEST))
     model = SimpleTransformer.from_checkpoint(checkpoint, device)
     fitted = fit(train.pairs, train.tracks, model.mean, model.std, progress)
     predictors = Model(lambda x: model(x.to(device)), lambda x: model.channel_regression(x.to(device)))
-    errors, _ = Comparison(predictors, val.pairs, val.tracks, fitted, settings.seed).measure([], progress)
+    errors, _ = Comparison(predictors, val.pairs, val.tracks, fitted, config.seed).measure([], progress)
     progress.close()
     by_tracks = TrackErrors(errors, val.tracks)
     print(f"epoch {checkpoint['epoch']}, {len(val.tracks)} validation pairs of {len(by_tracks.scale)} tracks")

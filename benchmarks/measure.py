@@ -1,51 +1,44 @@
-"""What the benchmarks share: rows of a table, timing, the project's own commands, and this machine.
-
-Used by run_benchmarks.py, gpu.py and the studies.
-"""
+"""What the benchmarks and the studies share: timing, a training step, commands, synthetic datasets, this machine."""
 
 from __future__ import annotations
 
+import itertools
 import platform
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from audio.segments import SAMPLE_RATE, write_wav
 from common.machine import available_cores
+from common.threads import read_ahead
+from dataset.pairs import PairRow, digest_of, write_metadata
 from training.log import commit
 
 ROOT = Path(__file__).parents[1]
-HEADER = "| subject | measured against | ratio | goal | |\n|---|---|---|---|---|"
-
-
-@dataclass
-class Row:
-    """One line of the table: a ratio to what it is measured against."""
-
-    subject: str
-    against: str
-    ratio: float
-    goal: float | None  # None: there is no goal
-    note: str = ""
-
-    def __str__(self) -> str:
-        goal = "—" if self.goal is None else f"≥ {self.goal:.2g} {'reached' if self.ratio >= self.goal else 'missed'}"
-        return f"| {self.subject} | {self.against} | {self.ratio:.2f} | {goal} | {self.note} |"
 
 
 def best_of_alternating(first: Callable, second: Callable, rounds: int = 3) -> tuple[float, float]:
-    """The seconds of each function's fastest call. The functions take turns, so that other work slows all of them."""
-    best = [float("inf"), float("inf")]
+    """The seconds of each function's fastest call. The functions take turns, so that other work slows both of them."""
+    first_s, second_s = [], []
     for _ in range(rounds):
-        for index, call in enumerate((first, second)):
-            started = time.perf_counter()
-            call()
-            best[index] = min(best[index], time.perf_counter() - started)
-    return best[0], best[1]
+        first_s.append(timeit.timeit(first, number=1))
+        second_s.append(timeit.timeit(second, number=1))
+    return min(first_s), min(second_s)
+
+
+def take_step(predict: Callable, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    """One training step on embeddings [B, C, T], like those of train_simple_worker.py."""
+    loss = torch.nn.functional.mse_loss(predict(inputs), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
 
 
 def run_command(*command: object) -> float:
@@ -62,20 +55,42 @@ def run_python(script: str, *args: object) -> float:
     return run_command(sys.executable, script, *args)
 
 
-def replace_everywhere(function: Callable, replacement: Callable) -> None:
-    """Replace a function in every module that has imported it."""
-    for module in list(sys.modules.values()):
-        if getattr(module, function.__name__, None) is function:
-            setattr(module, function.__name__, replacement)
+def write_dataset(folder: Path, tracks: dict[str, list[list[np.ndarray]]], seconds: int) -> None:
+    """Write a dataset of the pairs of consecutive segments in each track.
+
+    tracks: the tracks of each split ("train", "val"), as lists of segments, int16 [24000 * seconds] each.
+    """
+    rows: list[PairRow] = []
+    files: dict[str, np.ndarray] = {}
+    for split, tracks_of_split in tracks.items():
+        (folder / split).mkdir(parents=True)
+        for number, segments in enumerate(tracks_of_split):
+            for k, pair in enumerate(itertools.pairwise(segments)):
+                row = PairRow(f"pair_{len(rows):04d}", split, f"{split} track {number}", seconds * k)
+                rows.append(row)
+                files.update(zip(row.files, pair, strict=True))
+
+    def write(name: str) -> str:
+        write_wav(folder / name, files[name], SAMPLE_RATE)
+        return digest_of(files[name])
+
+    digests = dict(zip(files, read_ahead(write, files), strict=True))
+    write_metadata(folder / "metadata.txt", {"segment_duration": str(seconds)}, {}, [], rows, digests)
+
+
+def write_noise_dataset(folder: Path, pairs: int, seconds: int) -> None:
+    """Write a dataset of distinct segments of noise: one track for training, one with a tenth of the pairs."""
+    samples = SAMPLE_RATE * seconds
+    noise = np.random.default_rng(0).integers(-9999, 9999, samples + pairs + 2, dtype=np.int16)
+    segments = [noise[start : start + samples] for start in range(pairs + 2)]
+    last = len(segments) - pairs // 10 - 1
+    write_dataset(folder, {"train": [segments[:last]], "val": [segments[last:]]}, seconds)
 
 
 def about_this_run() -> dict[str, str]:
     """Machine, versions and commit."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     return {
-        "machine": f"{available_cores()} cores, {model}",
+        "machine": f"{available_cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         "commit": commit(),
     }

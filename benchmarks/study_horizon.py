@@ -9,10 +9,12 @@ it was fitted to, as an upper limit.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -30,7 +32,7 @@ from evaluation.horizon import Split, lags_of, measure_curve, past_and_future
 
 QUIET = Progress(is_shown=False)
 HIDDEN, STEPS, BATCH = 512, 3000, 512
-EVERY = 4  # the network is trained on every fourth of the horizon's samples
+EVERY = 4  # the network uses every fourth of the horizon's samples
 
 
 @dataclass
@@ -56,19 +58,12 @@ def main() -> int:
 def attempts(train: Split, val: Split, lags: list[int]) -> Iterator[tuple[str, np.ndarray]]:
     """What was tried, and its skill at each lag."""
     yield "the linear map", measure_curve(train, val, QUIET).value
-    yield "32 frames of context instead of 8", longer_context(train, val, 32)
+    with mock.patch.multiple(horizon, PAST_FRAMES=32, STRIDE=4):
+        longer = measure_curve(train, val, QUIET).value
+    yield "32 frames of context instead of 8", longer
     yield "fitted within each clip", within_clips(val, lags)
     yield "a network with two hidden layers", network(train, val, lags)
     yield "the linear map, measured on what it was fitted to", measure_curve(train, train, QUIET).value
-
-
-def longer_context(train: Split, val: Split, frames: int) -> np.ndarray:
-    before = horizon.PAST_FRAMES, horizon.STRIDE
-    horizon.PAST_FRAMES, horizon.STRIDE = frames, 4
-    try:
-        return measure_curve(train, val, QUIET).value
-    finally:
-        horizon.PAST_FRAMES, horizon.STRIDE = before
 
 
 def within_clips(val: Split, lags: list[int]) -> np.ndarray:
@@ -105,42 +100,51 @@ def network(train: Split, val: Split, lags: list[int]) -> np.ndarray:
     """A network with the linear map's inputs and all lags as outputs. Held-out training tracks choose its best step."""
     fitted = spread_over_tracks(train.tracks, horizon.TRAIN_PAIRS, seed=0)
     held_out = set(sorted({train.tracks[i] for i in fitted})[:: horizon.HELD_OUT])
+    x, y = samples(train, [i for i in fitted if train.tracks[i] not in held_out], lags)
+    held_x, held_y = samples(train, [i for i in fitted if train.tracks[i] in held_out], lags)
+    val_x, val_y = samples(val, spread_over_tracks(val.tracks, horizon.VAL_PAIRS, seed=0), lags)
+    x, held_x, val_x = standardized(x, held_x, val_x)
+    y, held_y, val_y = standardized(y, held_y, val_y)
+    net = trained_network(x, y, held_x, held_y)
+    with torch.no_grad():
+        error = (val_y - net(val_x)).square()
+    error, energy = (square.view(len(val_y), len(lags), -1).sum(dim=(0, 2)) for square in (error, val_y.square()))
+    return (1 - error / energy).numpy()
+
+
+def samples(split: Split, chosen: list[int], lags: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The past [n, 9C] and the future [n, lags C] of every fourth of the horizon's samples of the chosen pairs."""
+    parts = [past_and_future(torch.cat(split.pairs[i], dim=1), lags) for i in chosen]
+    return torch.cat([past[::EVERY] for past, _ in parts]), torch.cat([future[::EVERY] for _, future in parts])
+
+
+def standardized(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Each column with the mean and the standard deviation that it has in `train`, [n, columns] -> [n, columns]."""
+    mean, std = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
+    return [(values - mean) / std for values in (train, *others)]
+
+
+def trained_network(x: torch.Tensor, y: torch.Tensor, held_x: torch.Tensor, held_y: torch.Tensor) -> torch.nn.Module:
+    """A network from x to y, in evaluation mode, at the step of the least error on the held-out samples."""
     torch.manual_seed(0)
-
-    def samples(split: Split, chosen: list[int]) -> list[torch.Tensor]:
-        parts = [past_and_future(torch.cat(split.pairs[i], dim=1), lags) for i in chosen]
-        return [torch.cat([part[side][::EVERY] for part in parts]) for side in (0, 1)]
-
-    x, y = samples(train, [i for i in fitted if train.tracks[i] not in held_out])
-    statistics = [(side.mean(dim=0), side.std(dim=0).clamp_min(1e-6)) for side in (x, y)]
-
-    def standardized(sides: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [(side - mean) / std for side, (mean, std) in zip(sides, statistics, strict=True)]
-
-    x, y = standardized([x, y])
-    held_x, held_y = standardized(samples(train, [i for i in fitted if train.tracks[i] in held_out]))
     layers = [torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.GELU(), torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.GELU()]
     net = torch.nn.Sequential(*layers, torch.nn.Dropout(0.2), torch.nn.Linear(HIDDEN, y.shape[1]))
     torch.nn.init.zeros_(net[-1].weight)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-4, weight_decay=0.1)
-    best, best_state = float("inf"), net.state_dict()
-    for step in range(STEPS):
+    best, best_state = float("inf"), {}
+    for step in range(1, STEPS + 1):
         rows = torch.randint(len(x), (BATCH,))
         loss = torch.nn.functional.mse_loss(net.train()(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 100 == 99:
+        if step % 100 == 0:
             with torch.no_grad():
                 error = torch.nn.functional.mse_loss(net.eval()(held_x), held_y).item()
             if error < best:
-                best, best_state = error, {name: value.clone() for name, value in net.state_dict().items()}
+                best, best_state = error, copy.deepcopy(net.state_dict())
     net.load_state_dict(best_state)
-    x, y = standardized(samples(val, spread_over_tracks(val.tracks, horizon.VAL_PAIRS, seed=0)))
-    with torch.no_grad():
-        error = (y - net.eval()(x)).square()
-    error, energy = (square.view(len(y), len(lags), -1).sum(dim=(0, 2)) for square in (error, y.square()))
-    return (1 - error / energy).numpy()
+    return net.eval()
 
 
 if __name__ == "__main__":
