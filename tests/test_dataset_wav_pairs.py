@@ -101,7 +101,8 @@ def test_batches_are_equal_from_memory_disk_or_codec(small_dataset, codec, monke
             assert torch.equal(targets[position], dataset[index][1])
 
 
-def test_a_damaged_cache_entry_met_in_training_is_encoded_again(copy, codec, monkeypatch, capfd):
+def read_a_damaged_entry(copy, codec, monkeypatch, capfd) -> None:
+    """If the embeddings do not fit into memory, threads read them. One of the threads encodes the damaged one again."""
     dataset = WavPairsDataset(copy / "train", codec)
     keys = [key for pair in dataset.keys for key in pair]
     output = next(i for i in range(1, len(keys), 2) if keys.count(keys[i]) == 1)  # which is read once
@@ -110,12 +111,16 @@ def test_a_damaged_cache_entry_met_in_training_is_encoded_again(copy, codec, mon
     damaged[len(damaged) // 2] ^= 4  # one bit
     path.write_bytes(damaged)
     monkeypatch.setattr("dataset.batches.free_memory", lambda *_: 0)
-    batches = PairBatches(dataset, torch.device("cpu"))
-    batches.reads_ahead = True
-    targets = torch.cat([targets for _, targets in batches(range(19), 4)])
+    batches = PairBatches(dataset, codec.device)
+    batches.reads_ahead = True  # the default on a GPU
+    targets = torch.cat([targets for _, targets in batches(range(19), 4)]).cpu()
     assert capfd.readouterr().err == f"{path}: damaged; encoding this segment again\n"
     torch.testing.assert_close(targets[output // 2], whole, atol=1e-4, rtol=0)
     assert len(targets) == 19 and dataset.cache.read(keys[output]) is not None
+
+
+def test_a_damaged_cache_entry_met_in_training_is_encoded_again(copy, codec, monkeypatch, capfd):
+    read_a_damaged_entry(copy, codec, monkeypatch, capfd)
 
 
 def test_each_distinct_segment_is_encoded_once_even_if_interrupted_or_moved(copy, counted):
