@@ -8,8 +8,9 @@ import sys
 
 import pytest
 from conftest import ROOT
+from datasets import write_dataset
 
-from benchmarks import run_benchmarks, scale
+from benchmarks import run_benchmarks
 from benchmarks.literal_baseline import LiteralTraining
 
 SCRIPT = ["bash", ROOT / "benchmarks" / "gpu.sh"]
@@ -46,7 +47,7 @@ def test_every_part_measures_its_rows_and_the_table_has_them_all(tmp_path):
     assert {"bf16, flash", "bf16, cuDNN", "bf16, flash, graphed", "fp32"} < set(rows)
     assert rows["bf16, cuDNN"]["not_measured"] == "torch has no such kernel here"
     assert rows["bf16, flash"]["wall_ms"] > 0 and rows["second start, to the first step"]["wavs_read"] == 0
-    whole = rows["3 epochs"]
+    whole = rows["2 epochs"]
     shares = ("start_up_s", "encoding_s", "training_s", "validation_s", "saving_s", "drawing_s")
     assert 0.9 * whole["total_s"] < sum(whole[share] for share in shares) <= 1.001 * whole["total_s"]
     assert "NOT COMPLETE" not in done.stdout and "not measured" not in table.rpartition("| goal |")[2]
@@ -59,9 +60,8 @@ def test_speed_is_measured_in_small(tmp_path, monkeypatch, codec):
     for name in ("FILES", "MINUTES", "LITERAL_EPOCHS"):
         monkeypatch.setattr(run_benchmarks, name, 1)
     monkeypatch.setattr(run_benchmarks, "FORMATS", {kind: run_benchmarks.FORMATS[kind] for kind in ("wav", "mp3")})
-    digests = scale.make_segments(tmp_path / "segments", 21, seconds=1)
-    scale.make_dataset(tmp_path / "pairs", tmp_path / "segments", digests, 20, seconds=1)
-    literal = LiteralTraining(tmp_path / "pairs", codec.model.state_dict())
-    rows = [*run_benchmarks.training_epochs(literal, tmp_path / "pairs", tmp_path)]
-    rows += [run_benchmarks.two_processes(tmp_path / "pairs", tmp_path), *run_benchmarks.measure_creation(tmp_path)]
+    pairs = write_dataset(tmp_path / "pairs", [("a.wav", "train"), ("b.wav", "val")], pairs=2)
+    literal = LiteralTraining(pairs, codec.model.state_dict())
+    rows = [*run_benchmarks.training_epochs(literal, pairs, tmp_path)]
+    rows += [run_benchmarks.two_processes(pairs, tmp_path), *run_benchmarks.measure_creation(tmp_path)]
     assert len(rows) == 6 and all(str(row).count("|") == 6 for row in rows)
