@@ -41,9 +41,8 @@ def in_one_piece(codec, *paths) -> torch.Tensor:
         return codec.model.encoder(torch.from_numpy(waveform).view(1, 1, -1))[0]
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_dataset, codec, use_cache):
-    dataset = WavPairsDataset(small_dataset / "train", codec, use_cache=use_cache)
+def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_dataset, codec):
+    dataset = WavPairsDataset(small_dataset / "train", codec)
     assert len(dataset) == 19
     for index in (0, 7, 18):
         target = dataset[index][1]
@@ -186,31 +185,25 @@ def test_wavs_that_metadata_knows_are_not_read_again(copy, codec, monkeypatch):
     assert len(start()) == 44, "pairs from elsewhere need no metadata.txt"
 
 
-@pytest.mark.parametrize(
-    "rate, channels, seconds, subtype, says",
-    [
-        (22050, 1, 1, "PCM_16", "22050 Hz"),
-        (24000, 2, 1, "PCM_16", "2 channels"),
-        (24000, 1, 0.9, "PCM_16", "21600 samples"),
-        (24000, 1, 1, "FLOAT", "FLOAT, must be 16-bit PCM"),  # it could hold NaN
-    ],
-)
-def test_a_wav_of_another_kind_is_named(copy, codec, rate, channels, seconds, subtype, says):
+def test_a_bad_wav_is_named(copy, codec):
     path = copy / "val/pair_0020_output.wav"
+
+    def expect(says: str) -> None:
+        with pytest.raises(UserError, match=rf"pair_0020_output\.wav: .*{says}"):
+            WavPairsDataset(copy / "val", codec)
+
     path.unlink()
-    soundfile.write(path, np.zeros((int(seconds * rate), channels)), rate, subtype=subtype)
-    with pytest.raises(UserError, match=rf"pair_0020_output\.wav.*{says}"):
-        prepare_cache([WavPairsDataset(copy / "val", codec)])
-
-
-def test_a_missing_or_broken_wav_is_named(copy, codec):
-    (copy / "train/pair_0018_input.wav").write_text("hello")
-    (copy / "train/pair_0002_output.wav").write_text("hello")
-    with pytest.raises(UserError, match=r"pair_0002_output\.wav: not a readable WAV"):
-        WavPairsDataset(copy / "train", codec)
-    (copy / "val/pair_0020_output.wav").unlink()
-    with pytest.raises(UserError, match=r"pair_0020_output\.wav: missing"):
-        WavPairsDataset(copy / "val", codec)
+    expect("missing")
+    path.write_text("hello")
+    expect("not a readable WAV")
+    for rate, shape, subtype, says in (
+        (22050, 24000, "PCM_16", "22050 Hz"),
+        (24000, (24000, 2), "PCM_16", "2 channels"),
+        (24000, 21600, "PCM_16", "21600 samples"),
+        (24000, 24000, "FLOAT", "FLOAT, must be 16-bit PCM"),  # it could hold NaN
+    ):
+        soundfile.write(path, np.zeros(shape), rate, subtype=subtype)
+        expect(says)
 
 
 def test_an_embedding_that_is_not_finite_names_its_file(copy, codec, monkeypatch):

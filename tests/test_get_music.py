@@ -89,7 +89,6 @@ def test_available_packages_are_fetched_once(tmp_path, archive):
     done = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert done.stdout.startswith(f"downloading 0 MB to {music}/, packages: 2\n") and names(music) == EXPECTED
     assert "no package in this release matches asc-music; continuing without it" in done.stderr
-    assert len(done.stderr.splitlines()) == 6
     rows = [row.split("\t") for row in (music / "SOURCES.txt").read_text().splitlines()]
     assert rows[0] == ["package", "version", "files", "hours", "license_file"]
     assert rows[1] == ["wesnoth-1.18-music", "1:1.18.2-1", "3", "0.00", "wesnoth-1.18-music/copyright"]

@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import UNTRAINED, one_line
+from conftest import ROOT, UNTRAINED, one_line
 from test_dataset_wav_pairs import read_a_damaged_entry
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
@@ -127,10 +126,9 @@ def compare_ddp(meeting: str) -> None:
 
 def test_ddp_with_one_process_does_not_change_the_gradient(tmp_path):
     """Runs in its own process, which exits as a training does."""
-    code = f"import test_gpu; test_gpu.compare_ddp({str(tmp_path / 'meeting')!r})"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [paths, os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import test_gpu; test_gpu.compare_ddp({str(tmp_path / 'x')!r})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
