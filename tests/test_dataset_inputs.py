@@ -113,15 +113,17 @@ def test_nothing_usable_is_an_error(tmp_path, create, fails):
 
 
 def test_a_recording_is_used_once(tmp_path, create):
-    """Trimmed and re-encoded copies have no sample in common with it. The header of a broken copy states all of it."""
+    """Trimmed and re-encoded copies share no sample with it. A larger copy is cut off, but states its full length."""
     write_tracks(tmp_path / "m", range(3), 30)
-    whole, audio = (tmp_path / "m/1.wav").read_bytes(), soundfile.read(tmp_path / "m/1.wav")[0]
-    (tmp_path / "m/a broken copy.wav").write_bytes(whole[: len(whole) * 2 // 3])
+    audio = soundfile.read(tmp_path / "m/1.wav")[0]
+    broken = tmp_path / "m/a broken copy.flac"
+    soundfile.write(broken, 0.9 * audio, 24000, subtype="PCM_24")
+    os.truncate(broken, int(0.8 * broken.stat().st_size))
     soundfile.write(tmp_path / "m/a small copy.flac", audio, 24000)
     for name in ("later.wav", "small.mp3"):
         soundfile.write(tmp_path / "m" / name, 0.7 * audio[int(3.1 * 24000) :], 24000)
     result = create(tmp_path / "m", tmp_path / "d")
-    copies = ("a broken copy.wav", "a small copy.flac", "later.wav", "small.mp3")
+    copies = ("a broken copy.flac", "a small copy.flac", "later.wav", "small.mp3")
     assert dict(metadata_of(tmp_path / "d").skipped) == dict.fromkeys(copies, "same recording as 1.wav")
     assert all(f"skipped {name}: same recording as 1.wav" in result.stderr for name in copies)
 
