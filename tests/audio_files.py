@@ -87,10 +87,6 @@ def removed(whole: bytes, share: float, count: int) -> bytes:
     return whole[:at] + whole[at + count :]
 
 
-def random_bytes(count: int) -> bytes:
-    return np.random.default_rng(1).bytes(count)
-
-
 # ------------------------------------------------------------------ tags
 
 
