@@ -45,7 +45,7 @@ DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 ON_CUDA = DEVICE == "cuda"
 # A CPU only tests the script, with sizes that take seconds.
 SECONDS, PAIRS, EPOCHS, BATCHES = (16, 2000, 200, (16, 64, 128)) if ON_CUDA else (1, 18, 2, (1,))
-BATCH_SIZE, STEPS = (16, 100) if ON_CUDA else (2, 1)
+BATCH_SIZE, FRAMES, STEPS = (16, 75 * SECONDS, 100) if ON_CUDA else (1, 4, 1)
 PLANTED_TRACKS, PLANTED_EPOCHS, LITERAL_STEPS = (TRACKS, 15, 10) if ON_CUDA else ({"train": 1, "val": 1}, 1, 1)
 PART, RESULTS, WORK = sys.argv[1], *map(Path, sys.argv[2:])
 DATASET, CACHE = WORK / "dataset", WORK / "cache"
@@ -116,7 +116,7 @@ def machine() -> None:
     about = about_this_run() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     record("CUDA" if ON_CUDA else "CPU: nothing here is a measurement", **about)
     model = SimpleTransformer().to(DEVICE)
-    inputs = torch.randn(BATCH_SIZE, 128, 75 * SECONDS, device=DEVICE)
+    inputs = torch.randn(BATCH_SIZE, 128, FRAMES, device=DEVICE)
     for row, dtype, kernel in (
         ("attention in bf16", torch.bfloat16, None),
         ("attention in bf16, flash alone", torch.bfloat16, SDPBackend.FLASH_ATTENTION),
@@ -130,7 +130,7 @@ def machine() -> None:
 
 def step() -> None:
     """A training step on 16 pairs of 16 s: by wall clock, and the kernels' own time."""
-    inputs, targets = torch.randn(2, BATCH_SIZE, 128, 75 * SECONDS, device=DEVICE)
+    inputs, targets = torch.randn(2, BATCH_SIZE, 128, FRAMES, device=DEVICE)
     for name, make, dtype, kernel in (
         ("bf16, flash", SimpleTransformer, torch.bfloat16, SDPBackend.FLASH_ATTENTION),
         ("bf16, cuDNN", SimpleTransformer, torch.bfloat16, SDPBackend.CUDNN_ATTENTION),
