@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import io
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 SECONDS, RATE = 12.0, 44100
+EXACT = float("inf")  # the SNR of a lossless file
 FFMPEG = shutil.which("ffmpeg")
 
 
@@ -24,17 +25,20 @@ class Animal:
 
     make: Callable[[Path], object]
     seconds: float = SECONDS  # how much of the song must be read
+    snr_db: float = EXACT
     says: str = ""  # part of the line about its damage; "" if there is none
-    snr_db: float = 75
     refused: str = ""  # part of the error if it cannot be read at all
 
 
 @functools.cache
-def song(seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
-    """A rising tone in each channel and a steady one in both, float64 [samples, 2]. No two parts are alike."""
-    t = np.arange(round(seconds * rate))[:, None] / rate
+def song(rate: int = RATE) -> np.ndarray:
+    """A rising tone in each channel and a steady one in both, float64 [samples, 2]. No two parts are alike.
+
+    The samples fit 16 bits.
+    """
+    t = np.arange(round(SECONDS * rate))[:, None] / rate
     tones = np.sin(2 * np.pi * (np.array([[190.0, 330.0]]) * t + np.array([[23.0, 17.0]]) * t * t))
-    audio = 0.33 * tones + 0.11 * np.sin(2 * np.pi * 523.25 * t)
+    audio = np.rint(32768 * (0.33 * tones + 0.11 * np.sin(2 * np.pi * 523.25 * t))) / 32768
     audio.flags.writeable = False
     return audio
 
@@ -42,41 +46,28 @@ def song(seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
 @functools.cache
 def mono_song(rate: int) -> np.ndarray:
     """The samples that a reader must return for the song, float64 [samples]."""
-    return song(rate=rate).mean(axis=1)
+    return song(rate).mean(axis=1)
 
 
-def write(path: Path, audio: np.ndarray | None = None, rate: int = RATE, **kwargs: object) -> None:
-    soundfile.write(os.fsencode(path), song(rate=rate) if audio is None else audio, rate, **kwargs)
+@functools.cache
+def stored(kind: str, subtype: str | None = None, rate: int = RATE) -> bytes:
+    """The song as libsndfile writes it."""
+    content = io.BytesIO()
+    soundfile.write(content, song(rate), rate, subtype, format=kind)
+    return content.getvalue()
 
 
-def put(content: Callable[[], bytes]) -> Callable[[Path], object]:
-    """A function that writes the bytes. They are made when they are first needed."""
-    return lambda path: Path(path).write_bytes(content())
+wav = functools.partial(stored, "WAV")  # 16 bits, with a header of 44 bytes
+flac = functools.partial(stored, "FLAC")
 
 
 @functools.cache
 def encode(end: str, *options: str, rate: int = RATE) -> bytes:
     """The song as ffmpeg encodes it for this file extension."""
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder, "song.wav"), rate=rate)
-        command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"{folder}/song.wav", *options, f"{folder}/out.{end}"]
-        subprocess.run(command, check=True)
+        command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", *options, f"{folder}/out.{end}"]
+        subprocess.run(command, input=wav(rate=rate), check=True)
         return Path(folder, f"out.{end}").read_bytes()
-
-
-@functools.cache
-def wav() -> bytes:
-    """The song as 16-bit WAV with a header of 44 bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder, "a.wav"), subtype="PCM_16")
-        return Path(folder, "a.wav").read_bytes()
-
-
-@functools.cache
-def flac() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder, "a.flac"))
-        return Path(folder, "a.flac").read_bytes()
 
 
 # ------------------------------------------------------------------ damage
@@ -94,10 +85,6 @@ def overwritten(whole: bytes, share: float, new: bytes) -> bytes:
 def removed(whole: bytes, share: float, count: int) -> bytes:
     at = int(len(whole) * share)
     return whole[:at] + whole[at + count :]
-
-
-def random_bytes(count: int) -> bytes:
-    return np.random.default_rng(1).bytes(count)
 
 
 # ------------------------------------------------------------------ tags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
-import itertools
+import io
 import re
 import shutil
 import struct
@@ -16,21 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
-from audio_files import (
-    END_TAG,
-    RATE,
-    SECONDS,
-    Animal,
-    cut,
-    encode,
-    id3_tag,
-    overwritten,
-    put,
-    random_bytes,
-    removed,
-    wav,
-    write,
-)
+from audio_files import END_TAG, EXACT, RATE, SECONDS, Animal, cut, encode, id3_tag, overwritten, removed, wav
 
 FFMPEG_ZOO: dict[str, Animal] = {}
 
@@ -38,14 +24,14 @@ FFMPEG_ZOO: dict[str, Animal] = {}
 def add(name: str, make: Callable[[], bytes], seconds: float = 11.9, snr_db: float = 30, **expected: object) -> None:
     """A file from its bytes; unless stated, its codec is lossy."""
     assert name not in FFMPEG_ZOO, name
-    FFMPEG_ZOO[name] = Animal(put(make), seconds, snr_db=snr_db, **expected)
+    FFMPEG_ZOO[name] = Animal(lambda path: path.write_bytes(make()), seconds, snr_db, **expected)
 
 
 AAC = ("-c:a", "aac", "-aac_coder", "fast", "-b:a", "192k")
 MP3 = ("-c:a", "libmp3lame", "-b:a", "128k")
 VORBIS, OPUS = ("-c:a", "libvorbis"), ("-c:a", "libopus")
 PAGES = ("-page_duration", "200000")  # of Opus, as other encoders write them
-LOSSLESS = {"seconds": SECONDS, "snr_db": 75}
+LOSSLESS = {"seconds": SECONDS, "snr_db": EXACT}
 
 mp3 = functools.partial(encode, "mp3", *MP3)
 bare_mp3 = functools.partial(mp3, "-write_xing", "0", "-id3v2_version", "0")
@@ -55,25 +41,22 @@ ogg_flac = functools.partial(encode, "oga", "-c:a", "flac")
 
 # ------------------------------------------------------------------ whole files
 
-for end, codec in {"m4a": AAC, "mov": AAC, "aac": AAC, "mka": AAC, "3gp": (*AAC, "-ar", "44100"), "webm": OPUS,
-                   "opus": OPUS, "wma": ("-b:a", "192k"), "mp2": ("-b:a", "256k"), "ac3": ("-b:a", "256k"),
-                   "mp3": MP3}.items():  # fmt: skip
+for end, codec in {"m4a": AAC, "aac": AAC, "mka": AAC, "webm": OPUS, "opus": OPUS, "wma": ("-b:a", "192k"),
+                   "ac3": ("-b:a", "256k"), "mp3": MP3}.items():  # fmt: skip
     add(f"by ffmpeg.{end}", functools.partial(encode, end, *codec))
-for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac"), "aiff": ()}.items():
+for end, codec in {"m4a": ("-c:a", "alac"), "tta": (), "wv": (), "oga": ("-c:a", "flac")}.items():
     add(f"lossless.{end}", functools.partial(encode, end, *codec), **LOSSLESS)
 # libsndfile reads the floats of the first as integers, and the block headers of the second as samples.
 add("floats.w64", lambda: encode("w64", "-c:a", "pcm_f32le"), **LOSSLESS)
 add("blocks.voc", lambda: encode("voc"), **LOSSLESS)
 add("eight channels.m4a", lambda: encode("m4a", "-ac", "8", *AAC))
-for layout, count in {"6.1": 7, "7.1": 8}.items():
-    pan = "|".join([f"pan={layout}", *(f"c{i}=0.5*c0+0.5*c1" for i in range(count))])
-    add(f"{layout}.mov", functools.partial(encode, "mov", "-af", pan, "-c:a", "pcm_s16le"), **LOSSLESS)
+seven = "|".join(["pan=6.1", *(f"c{channel}=0.5*c0+0.5*c1" for channel in range(7))])
+add("6.1.mov", lambda: encode("mov", "-af", seven, "-c:a", "pcm_s16le"), SECONDS, 75)
 add("mp3 inside.wav", lambda: encode("wav", *MP3))
 add("cover in front.flac", lambda: id3_tag(300_000) + encode("flac"), **LOSSLESS)
-for end, codec in {"wv": (), "wma": ("-b:a", "192k"), "m4a": AAC, "oga": ("-c:a", "flac")}.items():
-    add(f"ID3 in front.{end}", lambda end=end, codec=codec: id3_tag(3001) + encode(end, *codec))
-for end, codec in {"mka": AAC, "webm": OPUS}.items():
-    add(f"begins late.{end}", functools.partial(encode, end, *codec, "-output_ts_offset", "3.2"))
+add("ID3 in front.wv", lambda: id3_tag(3001) + encode("wv"), **LOSSLESS)
+add("ID3 in front.m4a", lambda: id3_tag(3001) + encode("m4a", *AAC))
+add("begins late.webm", lambda: encode("webm", *OPUS, "-output_ts_offset", "3.2"))
 fragments = ("-movflags", "frag_keyframe+empty_moov", "-frag_duration", "2000000")
 add("fragments.mp4", lambda: encode("mp4", *AAC, *fragments))
 
@@ -110,9 +93,9 @@ def coded_as_pcm(kind: str, codec: str, *options: str) -> bytes:
     """A coded stream stored as the 16-bit stereo samples of a lossless file, as on a DTS CD."""
     coded = encode({"dca": "dts", "ac3": "spdif"}[codec], "-c:a", codec, "-strict", "-2", *options)
     samples = np.frombuffer(coded[: len(coded) // 4 * 4], "<i2").reshape(-1, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        soundfile.write(f"{folder}/a.{kind}", samples, RATE)
-        return Path(f"{folder}/a.{kind}").read_bytes()
+    content = io.BytesIO()
+    soundfile.write(content, samples, RATE, format=kind)
+    return content.getvalue()
 
 
 add("stamps go back.wma", stamps_go_back)
@@ -140,11 +123,11 @@ def frames(mp3: bytes) -> list[int]:
     return found
 
 
-def with_header_frame(offset: int, new: bytes) -> bytes:
-    """An MP3 with `new` after the name of its header frame, "Info"."""
+def without_count() -> bytes:
+    """An MP3 whose header frame states a size but no number of frames."""
     whole = mp3()
-    at = whole.index(b"Info") + offset
-    return whole[:at] + new + whole[at + len(new) :]
+    flags = whole.index(b"Info") + 7
+    return whole[:flags] + b"\x0e\0\1\0\0" + whole[flags + 5 :]
 
 
 def misstated(mp3: bytes) -> bytes:
@@ -157,28 +140,16 @@ def misstated(mp3: bytes) -> bytes:
     return bytes(changed)
 
 
-def free_format(mp3: bytes) -> bytes:
-    return b"".join(
-        mp3[a : a + 2] + bytes([mp3[a + 2] & 15]) + mp3[a + 3 : b] for a, b in itertools.pairwise(frames(mp3))
-    )
-
-
 add("tags.mp3", lambda: id3_tag(900) + mp3() + ape_tag(600) + END_TAG)
 add("tag says too little.mp3", lambda: id3_tag(900, 60) + bare_mp3())
 add("lyrics.mp3", lambda: bare_mp3() + b"LYRICSBEGIN" + b"la \xff\xfb la " * 99 + END_TAG)
-add("counts nothing.mp3", lambda: with_header_frame(8, bytes(4)))
-add("has no count.mp3", lambda: with_header_frame(7, b"\x0e"))
-add("variable rate.mp3", lambda: encode("mp3", "-q:a", "2", "-write_xing", "0"))
+add("has no count.mp3", without_count)
 add("misstated granules.mp3", lambda: misstated(bare_mp3()))
-add("zeros in front.mp3", lambda: bytes(3000) + bare_mp3())
 add("zeros at its end.mp3", lambda: bare_mp3() + bytes(50_000))
-add("cover at its end.mp3", lambda: encode("mp3", "-q:a", "2") + ape_tag(185_000))
-add("junk at its end.mp3", lambda: mp3() + bytes(5000) + random_bytes(999))
+add("junk at its end.mp3", lambda: mp3() + bytes(5000) + np.random.default_rng(1).bytes(999))
 add("tag at its end.ac3", lambda: encode("ac3", "-b:a", "256k") + END_TAG)
-add("free format.mp3", lambda: free_format(bare_mp3()), refused="not readable as audio")
 add("cut between frames.mp3", lambda: mp3()[: frames(mp3())[300]], 7.7, says="cut off at 7.7")
 add("zeros inside.mp3", lambda: overwritten(bare_mp3(), 0.5, bytes(4000)), 5.9, says="damaged at")
-add("noise inside.mp3", lambda: overwritten(bare_mp3(), 0.5, random_bytes(3000)), 5.9, says="damaged at")
 add("bytes missing.mp3", lambda: removed(bare_mp3(), 0.5, 9000), 5.9, says="damaged at")
 
 # ------------------------------------------------------------------ several files in one
@@ -186,23 +157,15 @@ add("bytes missing.mp3", lambda: removed(bare_mp3(), 0.5, 9000), 5.9, says="dama
 add("joined.mp3", lambda: mp3() + END_TAG + id3_tag(60) + mp3(), 23.9)
 add("zeros between two.mp3", lambda: mp3() + bytes(3000) + mp3(), 23.9)
 add("mono, then stereo.mp3", lambda: bare_mp3("-ac", "1") + bare_mp3(), 23.9)
-add("stereo, then mono.mp3", lambda: bare_mp3() + bare_mp3("-ac", "1"), 23.9)
-add(
-    "joined, zeros in the second.mp3",
-    lambda: mp3() + overwritten(mp3(), 0.5, bytes(4000)),
-    17.9,
-    says="damaged at 18.0",
-)
+add("zeros in the second.mp3", lambda: mp3() + overwritten(mp3(), 0.5, bytes(4000)), 17.9, says="damaged at 18.0")
 add("changes rate.mp3", lambda: bare_mp3() + bare_mp3(rate=48000), 23.8, says="changes to 48000 Hz at 12.0")
 SIX_CHANNELS = ("-ac", "6", "-af", "pan=5.1|FL=FL|FR=FR|FC=0.5*FL+0.5*FR|BL=FL|BR=FR")
 two_channels = functools.partial(encode, "ac3", "-b:a", "448k")
-six_channels = functools.partial(two_channels, *SIX_CHANNELS)
-add("six channels, then two.ac3", lambda: six_channels() + two_channels(), 23.9)
-add("two channels, then six.ac3", lambda: two_channels() + six_channels(), 23.9)
+add("two channels, then six.ac3", lambda: two_channels() + two_channels(*SIX_CHANNELS), 23.9)
 SERIAL = ("-serial_offset", "7")
 add("chained.ogg", lambda: vorbis() + vorbis(*SERIAL), 23.9, says="a second stream begins at 12.0")
 add("chained.opus", lambda: opus() + encode("opus", *OPUS, *SERIAL), 23.9, says="a second stream begins at 12.0")
-add("chained.oga", lambda: ogg_flac() + ogg_flac(*SERIAL), 24, 75, says="a second stream begins at")
+add("chained.oga", lambda: ogg_flac() + ogg_flac(*SERIAL), 24, EXACT, says="a second stream begins at")
 add("another codec behind it.ogg", lambda: vorbis() + opus(*SERIAL), says="another format")
 # The second stream is used or not, depending on the version of FFmpeg.
 add("chained, another rate.ogg", lambda: vorbis() + vorbis(*SERIAL, rate=48000), says=" 12.00 s")
@@ -216,12 +179,13 @@ add("cut.m4a", lambda: cut(encode("m4a", *AAC), 0.6), refused="the index at its 
 add("cut.mov", lambda: cut(encode("mov", *AAC, "-movflags", "+faststart"), 0.6), 6, says=" at ")
 add("cut.webm", lambda: cut(encode("webm", *OPUS), 0.6), 6, says="cut off at")
 add("cut.aac", lambda: cut(encode("aac", *AAC), 0.6), 6, says="damaged at")
-add("cut, pcm.avi", lambda: cut(encode("avi", "-c:a", "pcm_s16le"), 0.6), 6.9, 75, says="cut off at")
+add("cut, pcm.avi", lambda: cut(encode("avi", "-c:a", "pcm_s16le"), 0.6), 6.9, EXACT, says="cut off at")
 add("cut, fragments.mp4", lambda: cut(encode("mp4", *AAC, *fragments), 0.6), 6, says="damaged at")
 add("zeros inside.aac", lambda: overwritten(encode("aac", *AAC), 0.6, bytes(4000)), 6, says="damaged")
-add("zeros inside.m4a", lambda: overwritten(encode("m4a", "-c:a", "alac"), 0.6, bytes(4000)), 6, 75, says="damaged")
-add("zeros inside.oga", lambda: overwritten(ogg_flac(), 0.8, bytes(4000)), 2, 75, says="missing")
-add("zeros inside.wv", lambda: overwritten(encode("wv"), 0.6, bytes(4000)), 5, 75, says="damaged")
+add("zeros inside.m4a", lambda: overwritten(encode("m4a", "-c:a", "alac"), 0.6, bytes(4000)), 6, EXACT, says="damaged")
+add("zeros inside.oga", lambda: overwritten(ogg_flac(), 0.8, bytes(4000)), 2, EXACT, says="missing")
+add("flipped.tta", lambda: overwritten(encode("tta"), 0.6, b"\x55"), 7, EXACT, says="damaged at")
+add("zeros inside.wv", lambda: overwritten(encode("wv"), 0.6, bytes(4000)), 5, EXACT, says="damaged")
 clusters = ("-cluster_time_limit", "1000")
 add("hole.webm", lambda: removed(encode("webm", *OPUS, *clusters), 0.5, 20_000), 4, says="are missing")
 
@@ -229,19 +193,19 @@ add("hole.webm", lambda: removed(encode("webm", *OPUS, *clusters), 0.5, 20_000),
 @functools.cache
 def piped() -> bytes:
     """A FLAC of unknown length."""
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", "-", "-f", "flac", "-"]
+    command = ["ffmpeg", "-v", "error", "-i", "-", "-f", "flac", "-"]
     return subprocess.run(command, input=wav(), capture_output=True, check=True).stdout
 
 
 add("piped.flac", piped, **LOSSLESS)
-add("piped, cut.flac", lambda: cut(piped(), 0.75), 8, 75, says="damaged at")
-add("piped, damaged.flac", lambda: overwritten(piped(), 0.75, bytes(512)), 8, 75, says=" at ")
+add("piped, cut.flac", lambda: cut(piped(), 0.75), 8, EXACT, says="damaged at")
+add("piped, damaged.flac", lambda: overwritten(piped(), 0.75, bytes(512)), 8, EXACT, says=" at ")
 
 
 @functools.cache
 def musepack() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder, "song.wav"))
+        Path(folder, "song.wav").write_bytes(wav())
         subprocess.run(["mpcenc", "--silent", f"{folder}/song.wav", f"{folder}/out.mpc"], check=True)
         return Path(folder, "out.mpc").read_bytes()
 

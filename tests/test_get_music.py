@@ -25,10 +25,12 @@ class Archive:
         self.folder, self.packages = folder, []
         for name in ("repo", "lists/partial", "cache/archives/partial", "parts"):
             (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
         (folder / "sources.list").write_text(f"deb [trusted=yes] file:{folder}/repo ./\n")
         options = {
             "Dir::State::lists": folder / "lists", "Dir::Cache": folder / "cache",
             "Dir::Etc::sourcelist": folder / "sources.list", "Dir::Etc::sourceparts": folder / "parts",
+            "Dir::State::status": folder / "status",
             "APT::Sandbox::User": "root", "Acquire::Languages": "none",
         }  # fmt: skip
         (folder / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in options.items()))
@@ -84,35 +86,29 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def test_available_packages_are_fetched_once(tmp_path, archive):
+def test_available_packages_are_fetched_once_and_a_killed_run_resumes(tmp_path, archive):
     music = tmp_path / "music"
     done = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert done.stdout.startswith(f"downloading 0 MB to {music}/, packages: 2\n") and names(music) == EXPECTED
     assert "no package in this release matches asc-music; continuing without it" in done.stderr
-    assert len(done.stderr.splitlines()) == 6
-    rows = [row.split("\t") for row in (music / "SOURCES.txt").read_text().splitlines()]
-    assert rows[0] == ["package", "version", "files", "hours", "license_file"]
-    assert rows[1] == ["wesnoth-1.18-music", "1:1.18.2-1", "3", "0.00", "wesnoth-1.18-music/copyright"]
+    lines = (music / "SOURCES.txt").read_text().splitlines()
+    assert lines[0].split("\t") == ["package", "version", "files", "hours", "license_file"]
+    assert lines[1].split("\t") == ["wesnoth-1.18-music", "1:1.18.2-1", "3", "0.00", "wesnoth-1.18-music/copyright"]
     before = {path: path.stat().st_mtime_ns for path in music.rglob("*.ogg")}
     again = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert "downloading" not in again.stdout and "4 files, 0.0 h" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in music.rglob("*.ogg")}
 
-
-def test_a_killed_run_resumes(tmp_path, archive):
-    """The run was killed with one package fetched, another half unpacked, and a renamed folder not yet listed."""
-    music = tmp_path / "music"
-    run_script(SCRIPT, "--output_dir", music, **archive.env)
-    rows = (music / "SOURCES.txt").read_text().splitlines()
-    (music / "SOURCES.txt").write_text("\n".join(rows[:2]) + "\n")
+    # As if killed with one package fetched, another half unpacked, and a renamed folder not yet listed.
+    (music / "SOURCES.txt").write_text("\n".join(lines[:2]) + "\n")
     (music / "ufoai-music/geoscape.ogg").unlink()
     (music / ".fetching/unpacked").mkdir(parents=True)
     (music / ".fetching/ufoai-music.deb").write_text("half")
-    first = (music / "wesnoth-1.18-music/loyalists.ogg").stat()
     done = run_script(SCRIPT, "--output_dir", music, **archive.env)
     assert "packages: 1\n" in done.stdout and names(music) == EXPECTED
-    assert (music / "wesnoth-1.18-music/loyalists.ogg").stat().st_mtime_ns == first.st_mtime_ns
-    assert (music / "SOURCES.txt").read_text().splitlines() == rows
+    kept = music / "wesnoth-1.18-music/loyalists.ogg"
+    assert kept.stat().st_mtime_ns == before[kept]
+    assert (music / "SOURCES.txt").read_text().splitlines() == lines
 
 
 def test_what_is_missing_gives_one_line_with_the_remedy(tmp_path, archive):
@@ -123,12 +119,5 @@ def test_what_is_missing_gives_one_line_with_the_remedy(tmp_path, archive):
     for deb in (archive.folder / "repo").glob("*.deb"):
         deb.unlink()  # as without a network: the package is listed but not available
     assert "wesnoth-1.18-music: could not be downloaded (" in last_line(**archive.env)
-    shutil.rmtree(archive.folder / "lists")
-    (archive.folder / "lists/partial").mkdir(parents=True)
-    (archive.folder / "sources.list").write_text("")
-    shutil.rmtree(archive.folder / "cache")
-    (archive.folder / "status").touch()
-    with open(archive.folder / "apt.conf", "a") as file:
-        file.write(f'Dir::State::status "{archive.folder}/status";\n')
-    assert "run apt-get update as root first" in last_line(**archive.env)
+    assert "run apt-get update as root first" in last_line(**Archive(tmp_path / "not updated").env)
     assert "apt-cache: not on this machine" in last_line(PATH="")

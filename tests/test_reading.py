@@ -1,16 +1,14 @@
 """Every kind of audio file is read correctly up to its first damage, and the damage is reported with its reason."""
 
-import subprocess
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from audio_files import FFMPEG, RATE, mono_song, song, write
+from audio_files import EXACT, FFMPEG, mono_song
 from audio_zoo import ZOO
 
 from audio.reading import AudioError, open_audio
-from audio.segments import read_last_samples
 
 
 def read(path: Path) -> tuple[np.ndarray, int, str]:
@@ -53,6 +51,9 @@ def test_a_file_is_read_up_to_its_first_damage(tmp_path, name, capfd):
     assert len(samples) / rate <= (25 if animal.seconds > 13 or "chained" in name else 12.3)
     # Each part is the song's, at the right time. So the speed is right and nothing is spliced.
     truth, seconds = mono_song(rate), min(12, len(samples) / rate)
+    if animal.snr_db == EXACT:
+        np.testing.assert_array_equal(samples[: len(truth)], truth[: len(samples)])
+        return
     delays = []
     for start in np.arange(0, seconds - 1.99, 2):
         here = slice(int(start * rate), int((start + 2) * rate))
@@ -60,38 +61,6 @@ def test_a_file_is_read_up_to_its_first_damage(tmp_path, name, capfd):
         assert quality >= animal.snr_db, f"{quality:.1f} dB from {start} s on"
         delays.append(delay)
     assert max(delays) - min(delays) <= 2 and abs(delays[0]) < 0.06 * rate, delays
-
-
-def test_a_song_in_another_lossless_container_is_the_same_song(tmp_path):
-    kinds = ["wav", "flac", "aiff", "caf", "w64", "au"]
-    for kind in kinds:
-        write(tmp_path / f"a.{kind}", (song() * 32767).astype(np.int16), format=kind.upper(), subtype="PCM_16")
-    if FFMPEG:
-        for kind, options in {"m4a": ("-c:a", "alac"), "wv": (), "tta": ()}.items():
-            command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", *options, tmp_path / f"a.{kind}"]
-            subprocess.run(command, check=True)
-            kinds.append(kind)
-    first = read(tmp_path / "a.wav")[0]
-    for kind in kinds:
-        np.testing.assert_array_equal(read(tmp_path / f"a.{kind}")[0], first)
-
-
-def test_the_end_of_a_file_that_cannot_be_seeked_is_found(tmp_path):
-    for name in ("cover in front.flac", "by ffmpeg.m4a", "plain.ogg"):
-        if name in ZOO:
-            ZOO[name].make(tmp_path / name)
-            got, problem = read_last_samples(tmp_path / name, 2 * 24000, 24000)
-            truth = mono_song(24000)[-2 * 24000 :]
-            assert problem == "" and snr_db(truth, got)[0] > 28, name
-
-
-def test_channels_that_cancel_are_noticed(tmp_path):
-    left = song(2)[:, :1]
-    for name, audio in {"opposite": np.hstack([left, -left]), "stereo": song(2), "silent": 0 * song(2)}.items():
-        soundfile.write(tmp_path / f"{name}.wav", audio, RATE)
-        with open_audio(tmp_path / f"{name}.wav") as opened:
-            assert sum(len(block) for block in opened) == 2 * RATE
-            assert bool(opened.channels_cancel) == (name == "opposite")
 
 
 WITH_CHECKSUMS = ["plain.flac", "plain.ogg", "by ffmpeg.opus", "lossless.oga", "lossless.wv", "lossless.tta"]
@@ -116,8 +85,7 @@ def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
         path.write_bytes(damaged)
         try:
             samples, rate, problem = read(path)
-        except AudioError as error:
-            assert str(error)
+        except AudioError:
             continue
         if damaged == whole:
             continue
@@ -131,18 +99,6 @@ def test_damage_anywhere_is_never_read_as_music(tmp_path, name, rng):
             there = slice(round((start_s + second) * rate), round((start_s + second + 1) * rate))
             quality, delay = snr_db(truth[there], samples[here])
             assert quality > 15 and abs(delay) < 20, f"{damage}: {quality:.0f} dB, {second} s"
-
-
-def test_a_flac_that_is_damaged_in_its_first_second_is_used_up_to_there(tmp_path):
-    """FFmpeg would drop a frame without a word, and shift what follows."""
-    path = tmp_path / "plain.flac"
-    ZOO["plain.flac"].make(path)
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 50] ^= 255
-    path.write_bytes(damaged)
-    samples, rate, problem = read(path)
-    assert problem.startswith("damaged at 0.") and 0 < len(samples) < 0.3 * rate
-    np.testing.assert_allclose(samples, mono_song(rate)[: len(samples)], atol=1e-3)
 
 
 FUZZED = ["plain.wav", "plain.flac", "plain.mp3", "plain.ogg", "plain.aiff"]
@@ -161,10 +117,8 @@ def test_no_damaged_header_raises_another_error(tmp_path, name, rng, recwarn):
         contents.append(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])
     for content in contents:
         path.write_bytes(content)
-        try:
+        with contextlib.suppress(AudioError):
             read(path)
-        except AudioError as error:
-            assert str(error)
     assert not [str(warning.message) for warning in recwarn], "a warning on the user's terminal"
 
 
