@@ -157,6 +157,7 @@ add("bytes missing.mp3", lambda: removed(bare_mp3(), 0.5, 9000), 5.9, says="dama
 add("joined.mp3", lambda: mp3() + END_TAG + id3_tag(60) + mp3(), 23.9)
 add("zeros between two.mp3", lambda: mp3() + bytes(3000) + mp3(), 23.9)
 add("mono, then stereo.mp3", lambda: bare_mp3("-ac", "1") + bare_mp3(), 23.9)
+add("stereo, then mono.mp3", lambda: bare_mp3() + bare_mp3("-ac", "1"), 23.9)
 add("zeros in the second.mp3", lambda: mp3() + overwritten(mp3(), 0.5, bytes(4000)), 17.9, says="damaged at 18.0")
 add("changes rate.mp3", lambda: bare_mp3() + bare_mp3(rate=48000), 23.8, says="changes to 48000 Hz at 12.0")
 SIX_CHANNELS = ("-ac", "6", "-af", "pan=5.1|FL=FL|FR=FR|FC=0.5*FL+0.5*FR|BL=FL|BR=FR")
