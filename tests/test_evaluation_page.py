@@ -193,6 +193,6 @@ def test_the_page_in_a_browser(place, results, tmp_path, width, dark):
     # A track name that looks like HTML is shown as text and creates no element.
     assert all(name in found["tracks"] for name in VAL_TRACKS)
     assert found["scripts"] == 1
-    assert "Untrained codec: the sound means nothing" in found["text"]
+    assert "These results use this project's small demo codec" in found["text"]
     assert (sum(map(int, found["background"][4:-1].split(","))) < 200) == dark
     assert all(request.startswith(("file:", "data:")) for request in found["requests"])
