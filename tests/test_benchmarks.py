@@ -59,7 +59,7 @@ def test_speed_is_measured_in_small(tmp_path, monkeypatch):
     for name in ("FILES", "MINUTES", "LITERAL_EPOCHS"):
         monkeypatch.setattr(run_benchmarks, name, 1)
     monkeypatch.setattr(run_benchmarks, "FORMATS", {kind: run_benchmarks.FORMATS[kind] for kind in ("wav", "mp3")})
-    write_noise_dataset(tmp_path / "pairs", 10, seconds=1)
+    write_noise_dataset(tmp_path / "pairs", 20, seconds=1)
     rows = [*run_benchmarks.training_epochs(tmp_path / "pairs", tmp_path)]
     rows += [run_benchmarks.two_processes(tmp_path / "pairs", tmp_path), *run_benchmarks.measure_creation(tmp_path)]
     assert len(rows) == 6 and all(row.count("|") == 6 for row in rows)
