@@ -59,12 +59,12 @@ from dataset.pairs import METADATA_NAME, Metadata, PairRow, check_is_ours, read_
 from dataset.previous_splits import PreviousSplits, not_needed, report_changes
 from dataset.report import report_dataset, report_files, totals
 from dataset.segmentation import CHANGED, STAGING_NAME, SegmentationSettings, remove_staged, staged_tracks
-from dataset.sources import find_sources, listing, size_and_date
+from dataset.sources import find_sources, hash_of_files, size_and_date
 
 # Settings that define the dataset.
 RECORDED = ("segment_duration", "max_pairs", "val_pairs", "min_level_db", "sample_rate", "seed")
 PAIR_FILE = re.compile(r"\.?pair_\d{4,}_(input|output)\.wav(\.\d+\.part)?")
-AGAIN = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons to try a file again in the next run
+RETRY_REASONS = re.compile(f"{re.escape(CHANGED)}|SIGKILL")  # reasons to try a file again in the next run
 PREVIOUS_NAME = "previous_metadata.txt"  # in .staging while a dataset is being replaced
 
 
@@ -86,7 +86,7 @@ def create_dataset(settings: Settings) -> None:
     if not sources.files:
         raise UserError(f"--input_dir {input_dir}: contains no audio files; use the folder that contains your music")
     recorded = {name: str(getattr(settings, name)) for name in RECORDED}
-    recorded["input_files"] = listing(input_dir, sources.files)
+    recorded["input_files"] = hash_of_files(input_dir, sources.files)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     with lock_folder(output_dir, "dataset creation"):
@@ -189,8 +189,8 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
             f"audio files, for the reasons above{_shorter_segments(selection, settings)}"
         )
     # Files that changed meanwhile, or whose reader was killed, are not listed, so that the next run tries them again.
-    finished = [source for source in sources if not AGAIN.search(selection.skipped.get(source, ""))]
-    recorded["input_files"] = listing(input_dir, sorted(finished, key=os.fsencode))
+    finished = [source for source in sources if not RETRY_REASONS.search(selection.skipped.get(source, ""))]
+    recorded["input_files"] = hash_of_files(input_dir, sorted(finished, key=os.fsencode))
     _write(selection, recorded, settings)
     remove_staged(output_dir)
     os.utime(output_dir / METADATA_NAME)  # removing the staged links changed the WAVs' inodes (dataset/split_index.py)

@@ -97,7 +97,7 @@ class WavPairsDataset(Dataset):
     def keys(self) -> list[tuple[str, str]]:
         return [(first.decode(), second.decode()) for first, second in self.segment_keys.reshape(-1, 2)]
 
-    def wavs(self, index: int) -> tuple[Path, Path]:
+    def paths(self, index: int) -> tuple[Path, Path]:
         """The paths of a pair's input and output."""
         return self.segments.path(2 * index), self.segments.path(2 * index + 1)
 

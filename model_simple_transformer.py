@@ -20,8 +20,8 @@ class SimpleTransformer(nn.Module):
     encoding_dim: EnCodec's 128. num_heads, num_layers, dropout: the experiment's 8, 4 and 0.1.
     attention_dropout: dropout on the attention probabilities (README, "Departures", 4).
 
-    The untrained model predicts `channel_regression`, which uses three statistics of each channel of the training set
-    (`set_statistics`). The head starts at zero and learns the difference from it.
+    The untrained model predicts `channel_regression`, from each channel's mean and gain in the training set
+    (`set_statistics`). The head starts at zero and learns the difference from it, in standard deviations.
 
     Building a model turns off two of torch's attention implementations in the whole process. The eval-mode fast path
     (`torch.backends.mha`) does not use the fused kernel and takes more than twice as long. cuDNN's kernel has been

@@ -7,7 +7,8 @@
 #   tail -f logs/train_simple.out
 #
 # Two minutes before the time limit the job stops training and requeues itself. It resumes after the last finished
-# epoch. After scancel, a crash or a node failure, submit the same command again. See docs/levante.md.
+# epoch. After scancel or an error, submit the same command again. After a node failure SLURM requeues the job by
+# itself. See docs/levante.md.
 #
 #SBATCH --job-name=train_simple
 #SBATCH --partition=gpu

@@ -32,7 +32,7 @@ from common.machine import available_cores
 from dataset_wav_pairs import WavPairsDataset
 from model_simple_transformer import SimpleTransformer, count_parameters
 from training.config import TrainConfig
-from training.log import describe_tracks
+from training.log import split_warning
 
 
 @dataclass
@@ -172,7 +172,7 @@ def check_dataset(setup: Setup) -> str:
             first.shape == second.shape == (setup.codec.embedding_dim, split.num_frames),
             f"embeddings {list(first.shape)}",
         )
-    warning = describe_tracks(train.segments.tracks, val.segments.tracks)
+    warning = split_warning(train.segments.tracks, val.segments.tracks)
     return "; ".join(filter(None, [f"{root}: {len(train)} train and {len(val)} val pairs", warning]))
 
 
@@ -218,7 +218,7 @@ def main() -> int:
         return 1
     if setup.codec.banner:
         print(setup.codec.banner, flush=True)
-    print("ready: python train_simple_ddp.py, or sbatch run_train_simple.sh", flush=True)
+    print("ready for create_dataset_pairs_wav.py and train_simple_ddp.py, with the same --encodec_weights", flush=True)
     return 0
 
 

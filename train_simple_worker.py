@@ -1,7 +1,7 @@
 """The training loop. train_simple_ddp.py starts it in one process per GPU, or in one on the CPU.
 
-`last.pt` is written at the end of every epoch. A run that is killed at any moment resumes from there. On a CPU it then
-ends with bit-identical weights.
+`last.pt` is written at the end of every epoch. A run that is killed at any moment resumes from there. On a CPU its
+final weights are bit-identical to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -207,8 +207,9 @@ def train(run: Run, state: TrainState) -> None:
         if rank() == 0:
             draw_curves(run.folder / CURVES, run.folder / METRICS)
     except KeyboardInterrupt:
-        command = "the same command" + " without --resume never" * (run.config.resume == "never")
-        raise KeyboardInterrupt(f"{command} resumes after epoch {last_saved}") from None
+        if run.config.resume == "never":
+            raise KeyboardInterrupt(f"leave out --resume never to resume after epoch {last_saved}") from None
+        raise KeyboardInterrupt(f"the same command resumes after epoch {last_saved}") from None
     if was_finished:
         log(describe_changed_code(run.changed))
     best = f"best validation MSE {state.best_mse:.6g} in epoch {state.best_epoch}, {run.folder / BEST}"

@@ -1,10 +1,10 @@
 """Run EnCodec's encoder and decoder in pieces, 2.5 times as fast on a CPU (benchmarks/NOTES.md).
 
 EnCodec's convolutions are causal. In the encoder a frame depends on its own 320 samples and the 478 before them; in
-the decoder it depends on fewer than two frames before it. So the convolutions can run on pieces, each with exactly the
-past it needs. Each piece runs on one core, and its activations stay in that core's cache. The LSTM runs over the
-whole signal. The result equals EnCodec's own within 1e-6. For one waveform it depends neither on the rest of the
-batch nor on the number of cores.
+the decoder's convolutions it depends on fewer than two frames before it. So the convolutions can run on pieces, each
+with exactly the past it needs. Each piece runs on one core, and its activations stay in that core's cache. The LSTM
+runs over the whole signal. The result equals EnCodec's own within 1e-6. For one waveform it depends neither on the rest
+of the batch nor on the number of cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 
 CHUNK_OVERLAP_FRAMES = 3  # a piece that starts this much early gives the same later frames as the whole signal
 PIECE_FRAMES = 80  # keeps a piece's activations in a core's cache
-LSTM_ITEMS = 4  # two take longer for a batch of eight, which is what a dataset is encoded in
+LSTM_ITEMS = 4  # with two, the dataset's batches of eight take longer
 LSTM_FRAMES = 96  # 4 x 96 rows fill the tiles of any matrix library, so no row is in a tile that is cut off
 _USE_OF_CORES = threading.Lock()  # torch's number of threads is one setting for the whole process
 

@@ -7,7 +7,6 @@ container states. A timestamp that goes back starts another stream, which is als
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import os
 import re
@@ -33,7 +32,6 @@ STATED_BYTES = re.compile(
 # The number of frames in an MP3's header frame. FFmpeg doesn't always trust it and may estimate instead.
 MP3_FRAMES = re.compile(rb"(?:Xing|Info)\0{3}[\x01\x03\x05\x07\x09\x0b\x0d\x0f](.{4})|VBRI.{10}(.{4})", re.DOTALL)
 OGG_PAGE = re.compile(rb"OggS\0(.)(.{8})", re.DOTALL)  # the flags and the end time of a page (RFC 3533)
-MUSEPACK_INDEX = re.compile(rb"(MPCK.{,99})SO(.{2,9}AP)", re.DOTALL)  # points to the seek table
 LENGTH_SLACK_S = 0.25
 HELD_BACK_S = 5
 # A timestamp may differ this much from the end of the previous frame. Opus skips 6.5 ms at a start. The timestamps of
@@ -62,14 +60,9 @@ class FfmpegReader(AudioReader):
         """`start`: the first byte of the audio file, after a tag in front of it."""
         self._file, self._start = file, start
         # FFmpeg never takes an absolute path for a URL. The protocol whitelist keeps playlists from opening URLs.
-        source: str | BinaryIO = os.path.abspath(path)
+        source = os.path.abspath(path)
         if start:
             source = f"subfile,,start,{start},end,0,,:{source}"
-        file.seek(start)
-        if file.read(4) == b"MPCK":
-            # FFmpeg reads nothing if the file was cut off before its seek table. Renaming "SO" hides the table.
-            file.seek(start)
-            source = io.BytesIO(MUSEPACK_INDEX.sub(rb"\1ZZ\2", file.read(), count=1))
         try:
             self._container = av.open(
                 source, metadata_errors="ignore", container_options={"protocol_whitelist": "file,subfile"}

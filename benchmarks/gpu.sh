@@ -7,7 +7,7 @@
 # It needs Python (PYTHON, else python3) with torch and torchaudio 2.10 or 2.11, but no network. If that Python lacks other
 # packages in requirements.txt, install them where there is a network, with the same version of Python, and set PYTHONPATH:
 #
-#   pip install --no-deps --target /full/path encodec==0.1.1 soundfile cffi pycparser av
+#   pip install --no-deps --target /full/path encodec==0.1.1 einops soundfile cffi pycparser soxr av
 set -uo pipefail
 
 slack=1

@@ -31,7 +31,7 @@ from train_simple_worker import train_worker
 from training.checkpoint import BEST, load_checkpoint
 from training.config import TrainConfig
 
-LIKE = "demo"  # the codec with the channels and the hop length to use; they are EnCodec's too
+LIKE_CODEC = "demo"  # the codec with the channels and the hop length to use; they are EnCodec's too
 
 
 @dataclass
@@ -45,9 +45,9 @@ class Settings:
 def main() -> int:
     settings = parse_settings(Settings, __doc__)
     device, progress = pick_device("auto"), Progress()
-    codec = LogMel(load_frozen_encodec(LIKE, device))
+    codec = LogMel(load_frozen_encodec(LIKE_CODEC, device))
     train, val = open_splits_with_tracks(settings.dataset_dir, codec)  # an error in them comes before the training
-    config = TrainConfig(**asdict(settings), encodec_weights=LIKE)
+    config = TrainConfig(**asdict(settings), encodec_weights=LIKE_CODEC)
     train_worker(config, codec=codec)
     checkpoint = load_checkpoint(Path(settings.checkpoint_dir, BEST))
     model = SimpleTransformer.from_checkpoint(checkpoint, device)

@@ -2,9 +2,10 @@
 
     python benchmarks/study_horizon.py --dataset_dir dataset_pairs_wav --encodec_weights demo
 
-Each row of the tables is the skill of a predictor at several distances ahead, measured as in evaluation/horizon.py. One
-table is for the codec's embedding, one for the log-mel spectrogram. The last row measures the linear map on the pairs
-it was fitted to, as an upper limit.
+Each row of the tables is the skill of a predictor at several distances ahead. One table is for the codec's embedding,
+one for the log-mel spectrogram. The rows of the linear map are measured as in evaluation/horizon.py, the last of them
+on training tracks. The other two rows pool all pairs, and the one fitted within each clip is relative to the clip's
+mean.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def attempts(train: Split, val: Split, lags: list[int]) -> Iterator[tuple[str, n
     yield "32 frames of context instead of 8", longer
     yield "fitted within each clip", within_clips(val, lags)
     yield "a network with two hidden layers", network(train, val, lags)
-    yield "the linear map, measured on what it was fitted to", measure_curve(train, train, QUIET).value
+    yield "the linear map, measured on the tracks it was fitted to", measure_curve(train, train, QUIET).value
 
 
 def within_clips(val: Split, lags: list[int]) -> np.ndarray:

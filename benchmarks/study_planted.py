@@ -3,10 +3,10 @@
     make study                             # three worlds with three seeds each: about half an hour on 2 cores
     python benchmarks/study_planted.py --seeds 1 --worlds coin
 
-A track is a walk over eight clips of noisy tones, with added noise at −60 dB. In the world `coin`, a coin decides
-between two successors of a clip. In `chain` there is one successor. In `independent`, every segment is new. The mean of
-a clip's successors is E[next | current] in any codec, so its skill is the best that any model can reach. The datasets
-are written directly, because create_dataset_pairs_wav.py does not use the same audio twice.
+A track is a walk over eight clips of noisy tones, with noise about 60 dB below them. In the world `coin`, a coin
+decides between two successors of a clip. In `chain` there is one successor. In `independent`, every segment is new. The
+mean of a clip's successors is E[next | current] in any codec, so its skill is the best that any model can reach. The
+datasets are written directly, because create_dataset_pairs_wav.py does not use the same audio twice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The study of real music in docs/does_it_work.md: other seeds, segment lengths, numbers of tracks, and the untrained codec.
-# Each row is the shorter version of the experiment (demo/run_experiment.sh) with one change. It takes about an hour on 2 cores.
+# Each row is the shorter version of the experiment (demo/run_experiment.sh) with one or two changes. It takes hours on 2 cores.
 # Run it again to resume.
 #
 #   bash benchmarks/study_real_music.sh [MUSIC] [OUTPUT]

@@ -78,7 +78,7 @@ def select_pairs(
         lengths = {s: len(t.segments) if t.is_whole else promised[s] + 1 for s, t in tracks.items()}
         order = sorted(tracks, key=lambda s: (s not in known, -lengths[s], -headers[s][1]))
         pairs_of, selection.skipped, links = _compare(order, tracks)
-        splits = _fix_splits(links, known, pairs_of, selection)
+        splits = _assign_splits(links, known, pairs_of, selection)
 
     ready = {source: _staged(tracks[source], pairs_of[source])[:count] for source, count in counts.items() if count}
     if len(ready) == 1:
@@ -130,10 +130,10 @@ def _compare(
     return pairs_of, reasons, links
 
 
-def _fix_splits(
+def _assign_splits(
     links: list[tuple[str, str]], known: dict[str, str], pairs_of: dict[str, list[Pair]], selection: Selection
 ) -> dict[str, str]:
-    """Fix the splits of tracks that have an earlier split or share audio with another.
+    """Assign the splits of tracks that have an earlier split or share audio with another.
 
     Tracks that share audio go to training. A track that shares audio with a validation track of an earlier dataset is
     left out: its pairs in `pairs_of` are removed. Stems of one song don't count as sharing, because they stay in one

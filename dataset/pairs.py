@@ -88,7 +88,7 @@ def read_metadata(path: Path) -> Metadata:
     """Read metadata.txt. Raises UserError if it is missing, damaged or from an earlier version."""
     check_is_ours(path)
     try:
-        _, settings, *tables = path.read_text(encoding="utf-8").split("\n\n")
+        _, settings, *tables = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n")
         headers = [table.split("\n", 1)[0] for table in tables]
         if headers != [SKIPPED_HEADER, PAIR_HEADER, DIGEST_HEADER]:
             raise UserError(f"{path}: from an earlier version; create the dataset again with --overwrite")
@@ -106,7 +106,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def _rows(table: str) -> list[list[str]]:
-    header, *rows = table.rstrip("\n").split("\n")
+    header, *rows = table.split("\n")
     return [row.split("\t", header.count("\t")) for row in rows]
 
 

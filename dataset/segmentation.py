@@ -26,7 +26,7 @@ from dataset.selection import Segment, Track
 STAGING_NAME, PRINTS_NAME = ".staging", "prints"
 STAGED_TRACK = re.compile(r"[0-9a-f]{24}(\.\d+\.part)?")
 CHANGED = "changed while it was read; run this again when it is complete"
-LISTEN_S = 120  # always read at least this much of a track, to recognize the same recording in another file
+MIN_READ_S = 120  # always read at least this much of a track, to recognize the same recording in another file
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tup
     try:
         with open_audio(path) as audio:
             for index, samples in enumerate(stream_segments(audio, cut.segment_duration, cut.sample_rate)):
-                if written >= pairs and index * cut.segment_duration >= LISTEN_S:
+                if written >= pairs and index * cut.segment_duration >= MIN_READ_S:
                     is_whole = False
                     break
                 segment, pcm16 = _examine(samples, cut.min_level_db)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRACKS_FOR_A_VERDICT = 10  # validation tracks that an evaluation needs for a verdict
-TRAIN_ONLY = "train_only"  # in place of a split: the track shares audio with another, so both go to training
+TRAIN_ONLY = "train_only"  # in place of a split: the track shares audio with another, so it goes to training
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def find_sources(folder: Path, output_dir: Path) -> Sources:
     return sources
 
 
-def listing(input_dir: Path, sources: list[str]) -> str:
+def hash_of_files(input_dir: Path, sources: list[str]) -> str:
     """The number of audio files and a hash of their names, sizes and dates."""
     about = repr([(source, *size_and_date(input_dir / source)) for source in sources])
     return f"{len(sources)} ({hashlib.sha256(about.encode('utf-8', 'surrogateescape')).hexdigest()[:16]})"

@@ -15,8 +15,8 @@ if setup=$(python test_simple_setup.py --encodec_weights "$weights" 2>&1); then
 else
     weights=demo
     cat <<'BANNER'
-*** EnCodec's published weights could not be loaded or downloaded, so the demo uses the small codec in demo/, which was
-*** trained on synthetic music. It sounds duller than EnCodec, but you can still hear what the model predicted.
+*** EnCodec's published weights could not be loaded or downloaded, or another check failed (see step 2). The demo uses
+*** the small codec in demo/, which was trained on synthetic music. It sounds duller than EnCodec, but you can still hear what the model predicted.
 BANNER
 fi
 

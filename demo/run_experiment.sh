@@ -30,8 +30,8 @@ weights=${ENCODEC_WEIGHTS:-pretrained}
 if ! python test_simple_setup.py --encodec_weights "$weights" >/dev/null 2>&1; then
     weights=demo
     cat <<'BANNER'
-*** EnCodec's published weights could not be loaded or downloaded, so this uses the small codec in demo/, which was
-*** trained on synthetic music. The verdict is about its embeddings, not about EnCodec's.
+*** EnCodec's published weights could not be loaded or downloaded, or another check failed (see step 2). This uses the
+*** small codec in demo/, which was trained on synthetic music. The verdict is about its embeddings, not about EnCodec's.
 BANNER
 fi
 echo "codec: $weights"

@@ -179,8 +179,8 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
     last_frames = max(LAST_FRAMES, key=explained.get)
     total = _total(folds)
     frames = total.count * total.y.shape[1]
-    strength, penalty = _best_ridge(folds) if len(folds) > 1 else (0.0, 1.0)
-    center_in, center_out = strength * total.x / total.count, strength * total.y / total.count
+    by_position, penalty = _best_ridge(folds) if len(folds) > 1 else (False, 1.0)
+    center_in, center_out = by_position * total.x / total.count, by_position * total.y / total.count
     xx, xy, _ = total.about(center_in, center_out)
     return FittedBaselines(
         mean=mean,
@@ -214,17 +214,17 @@ def _solve(xx: torch.Tensor, xy: torch.Tensor, penalties: list[float]) -> list[t
     return [vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None]) for penalty in penalties]
 
 
-def _best_ridge(folds: list[_Sums]) -> tuple[float, float]:
-    """Whether to subtract the means by position (0 or 1), and λ ÷ frames, with the least error in cross-validation."""
+def _best_ridge(folds: list[_Sums]) -> tuple[bool, float]:
+    """Whether to subtract the means by position, and λ ÷ frames, with the least error in cross-validation."""
     errors = {}
     for left_out in folds:
         rest = _total([fold for fold in folds if fold is not left_out])
         frames = (rest.count + left_out.count) * rest.y.shape[1]
-        for strength in (0.0, 1.0):
-            center = strength * rest.x / rest.count, strength * rest.y / rest.count
+        for by_position in (False, True):
+            center = by_position * rest.x / rest.count, by_position * rest.y / rest.count
             weights = _solve(*rest.about(*center)[:2], list(RIDGE_PENALTIES * frames))
             xx, xy, yy = left_out.about(*center)
             for penalty, w in zip(RIDGE_PENALTIES, weights, strict=True):
                 error = float(yy.trace() + (w * (xx @ w)).sum() - 2 * (w * xy).sum())
-                errors[strength, float(penalty)] = errors.get((strength, float(penalty)), 0.0) + error
+                errors[by_position, float(penalty)] = errors.get((by_position, float(penalty)), 0.0) + error
     return min(errors, key=errors.get)

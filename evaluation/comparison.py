@@ -54,7 +54,7 @@ class Dataset(Pairs, Protocol):
     keys: list[tuple[str, str]]  # equal if and only if the embeddings are equal
     names: list[str]  # of the pairs
 
-    def wavs(self, index: int) -> tuple[Path, Path]: ...
+    def paths(self, index: int) -> tuple[Path, Path]: ...
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Comparison:
         keys["training_mean"] = "the training mean"
         if self.other is not None:
             keys["other_track"] = self.dataset.keys[self.other[index]][1]
-        truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.wavs(index)[1]))[None])
+        truth = metrics.measure(torch.from_numpy(read_wav(self.dataset.paths(index)[1]))[None])
         for name in (name for name in SOUND_ROWS if name in continuations):
             clip = metrics.decode(continuations[name], keys.get(name, ""))
             sound.setdefault(name, []).append(compare_sound(clip, truth))

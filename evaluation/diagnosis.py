@@ -5,7 +5,7 @@ Used by results.py.
 
 from __future__ import annotations
 
-from evaluation.horizon import SHORT_S, reach_s
+from evaluation.horizon import USEFUL_REACH_S, reach_s
 from evaluation.measures import BANDS, TINY, TrackErrors
 from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
 
@@ -86,7 +86,9 @@ def limit(
     still_improved: bool,
     horizon: dict,
 ) -> str:
-    """One line on what limits the model: at most two of the first three reasons, or else the first other one.
+    """One line on what limits the model: up to two of overfitting, stopping too early and a better baseline.
+
+    If none of them applies, it is over- or underconfidence, or else what the model misses most.
 
     train_skill: pooled, on the training pairs in the evaluated epoch. still_improved: that epoch is the last and the
     best. horizon: as in results.json. If the embeddings are not predictable, a model without skill needs no other
@@ -94,7 +96,7 @@ def limit(
     """
     if not evidence.beats("training_mean") and horizon["seconds"]:
         reach = reach_s(horizon["seconds"], horizon["embedding"])
-        if reach < SHORT_S:
+        if reach < USEFUL_REACH_S:
             return f"What limits it: the embedding itself. {horizon['sentence']}"
     best = min(COMPARED, key=lambda name: evidence.leads[name].value)
     reasons = []

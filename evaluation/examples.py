@@ -48,7 +48,7 @@ def write_clips(
     spectrograms of a pair share a scale.
     """
     codec, (source, target) = comparison.codec, comparison.dataset[index]
-    clips = dict(zip(("context", "truth"), map(read_wav, comparison.dataset.wavs(index)), strict=True))
+    clips = dict(zip(("context", "truth"), map(read_wav, comparison.dataset.paths(index)), strict=True))
     for name, continuation in (("model", comparison.predict(source, index)), ("ceiling", target)):
         waveform, seam = decode_joined(codec, source[None], continuation[None])
         joined = waveform.flatten().numpy()

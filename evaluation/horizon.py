@@ -27,7 +27,7 @@ PENALTIES = np.logspace(-4, 1, 6)  # as shares of the number of samples
 HELD_OUT = 5  # one in five training tracks is held out to choose the penalty
 BATCH = 4  # pairs whose products are summed in float32, before they are added in float64
 FEWEST_FRAMES = 16  # in a segment
-SHORT_S = 0.5  # continuing music by seconds needs a horizon of at least this
+USEFUL_REACH_S = 0.5  # with less, the embedding is named as the limit
 
 CURVE_STYLES = {"embedding": ("#0b62c4", "embedding"), "log_mel": ("#b85a00", "log-mel spectrogram")}
 
@@ -215,7 +215,7 @@ def _sentence(seconds: list[float], curves: dict[str, dict[str, np.ndarray]]) ->
         skill = curves[name]["skill"][seconds.index(reach)]
         return f"is predictable up to {reach:.2g} s ahead (skill {skill:+.2f} there)"
 
-    embedding, log_mel = reaches["embedding"] >= SHORT_S, reaches["log_mel"] >= SHORT_S
+    embedding, log_mel = reaches["embedding"] >= USEFUL_REACH_S, reaches["log_mel"] >= USEFUL_REACH_S
     if embedding and log_mel:
         opening = "both this embedding and the log-mel spectrogram of the music are predictable half a second ahead"
     elif log_mel:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from dataset.selection import TRACKS_FOR_A_VERDICT
 
-# A lead below a hundredth of the training mean's error is ignored, however certain it is. A mean estimated from other
-# tracks is off by that much.
+# A lead below a hundredth of the training mean's error is ignored, however certain it is. The training mean differs
+# from the validation tracks' own mean by about that much.
 LEAST_LEAD = 0.01
 
 # What the model must beat besides the training mean, with the names used in the sentence.
@@ -26,7 +26,7 @@ BASELINES = {
     "loop": "looping the input at its own period",
     "position_mean": "the training mean by position",
 }
-# This tests the transformer and not the concept, because it uses continuous embeddings and MSE too.
+# It uses continuous embeddings and MSE too, so losing to it counts against the transformer and not against the concept.
 LINEAR, LINEAR_NAME = "clip_ridge", "a linear map of the whole clip"
 COMPARED = (*BASELINES, LINEAR)
 COPIES = ("repeat_input", "input_mean", "channel_regression", "last_moment")
@@ -50,7 +50,7 @@ RULE = (
     "channel, its last moment, ridge, the loop, the training mean by position), and it uses its input: another track's "
     "input costs it skill, with the whole interval above 0.01. "
     "No better than a copy: it leads the training mean and uses its input, but it does not lead every baseline that "
-    "only repeats, averages, rescales or holds it. "
+    "only repeats, averages, rescales or holds the input. "
     "Better than the average, but no more: it leads the training mean. "
     "Worse: the whole interval of its skill is below −0.01. "
     "Otherwise it is not distinguishable. "

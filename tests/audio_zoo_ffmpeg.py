@@ -6,12 +6,9 @@ import base64
 import functools
 import io
 import re
-import shutil
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import av
 import numpy as np
@@ -180,6 +177,7 @@ add("cut.m4a", lambda: cut(encode("m4a", *AAC), 0.6), refused="the index at its 
 add("cut.mov", lambda: cut(encode("mov", *AAC, "-movflags", "+faststart"), 0.6), 6, says=" at ")
 add("cut.webm", lambda: cut(encode("webm", *OPUS), 0.6), 6, says="cut off at")
 add("cut.aac", lambda: cut(encode("aac", *AAC), 0.6), 6, says="damaged at")
+add("cut, mp3.avi", lambda: cut(encode("avi", *MP3), 0.6), 6.9, says="cut off at")
 add("cut, pcm.avi", lambda: cut(encode("avi", "-c:a", "pcm_s16le"), 0.6), 6.9, EXACT, says="cut off at")
 add("cut, fragments.mp4", lambda: cut(encode("mp4", *AAC, *fragments), 0.6), 6, says="damaged at")
 add("zeros inside.aac", lambda: overwritten(encode("aac", *AAC), 0.6, bytes(4000)), 6, says="damaged")
@@ -201,20 +199,6 @@ def piped() -> bytes:
 add("piped.flac", piped, **LOSSLESS)
 add("piped, cut.flac", lambda: cut(piped(), 0.75), 8, EXACT, says="damaged at")
 add("piped, damaged.flac", lambda: overwritten(piped(), 0.75, bytes(512)), 8, EXACT, says=" at ")
-
-
-@functools.cache
-def musepack() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "song.wav").write_bytes(wav())
-        subprocess.run(["mpcenc", "--silent", f"{folder}/song.wav", f"{folder}/out.mpc"], check=True)
-        return Path(folder, "out.mpc").read_bytes()
-
-
-if shutil.which("mpcenc"):
-    add("musepack.mpc", musepack)
-    add("ID3 in front.mpc", lambda: id3_tag(3001) + musepack())
-    add("cut.mpc", lambda: cut(musepack(), 0.6), 6, says="cut off at")
 
 # ------------------------------------------------------------------ pictures and films
 

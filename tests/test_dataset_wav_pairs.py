@@ -47,9 +47,9 @@ def test_a_target_is_the_second_half_of_its_pair_encoded_in_one_piece(small_data
     for index in (0, 7, 18):
         target = dataset[index][1]
         assert target.shape == (128, 75) and target.dtype == torch.float32
-        expected = in_one_piece(codec, *dataset.wavs(index))[:, 75:]
+        expected = in_one_piece(codec, *dataset.paths(index))[:, 75:]
         torch.testing.assert_close(target, expected, atol=1e-4, rtol=1e-4)
-        alone = in_one_piece(codec, dataset.wavs(index)[1])
+        alone = in_one_piece(codec, dataset.paths(index)[1])
         start_up = (alone - expected)[:, 0].abs().mean() / expected.std()
         assert start_up > 0.05, "encoded alone, it would begin with the codec's start-up transient"
 
@@ -62,7 +62,7 @@ def test_an_input_is_encoded_behind_its_predecessor_in_the_track(small_dataset, 
     followed = 0
     for (source, start_s), index in at.items():
         before = at.get((source, start_s - 1))
-        paths = [dataset.wavs(index)[0]] if before is None else [dataset.wavs(before)[0], dataset.wavs(index)[0]]
+        paths = [dataset.paths(index)[0]] if before is None else [dataset.paths(before)[0], dataset.paths(index)[0]]
         torch.testing.assert_close(dataset[index][0], in_one_piece(codec, *paths)[:, -75:], atol=1e-4, rtol=1e-4)
         followed += before is not None
         assert before is None or dataset.keys[index][0] == dataset.keys[before][1], "a shared segment has one key"
@@ -76,7 +76,7 @@ def test_16_seconds_are_1200_frames_and_one_second_of_context_is_enough(tmp_path
     dataset = WavPairsDataset(tmp_path / "train", codec)
     first, second = dataset[0]
     assert first.shape == second.shape == (128, 1200)
-    expected = in_one_piece(codec, *dataset.wavs(0))[:, 1200:]
+    expected = in_one_piece(codec, *dataset.paths(0))[:, 1200:]
     torch.testing.assert_close(second, expected, atol=1e-4 * expected.std(), rtol=0)
 
 

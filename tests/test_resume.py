@@ -107,7 +107,7 @@ def test_a_run_interrupted_in_its_first_epoch_starts_again(small_dataset, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(train_simple_worker, "train_epoch", interrupted)
         said = run(*command(small_dataset, tmp_path, *SIX, "--resume", "never"), status=130).stderr
-    assert "interrupted; the same command without --resume never resumes after epoch 0" in said
+    assert "interrupted; leave out --resume never to resume after epoch 0" in said
     saved = load(tmp_path / "last.pt")
     saved["model"]["mean"] += 1
     torch.save(saved, tmp_path / "last.pt")

@@ -80,7 +80,8 @@ def load_codec(checkpoint: dict, path: str | os.PathLike, weights: str | None, d
 def find_run(folder: Path) -> dict | None:
     """The checkpoint from which the run in `folder` resumes; None if there is no run, or none with a finished epoch.
 
-    Raises UserError if it is damaged or missing. The message names the latest checkpoint that can replace it.
+    Raises UserError if last.pt is damaged, or missing although there are other checkpoints. The message names the
+    latest one that can replace it.
     """
     others = [path for path in (*folder.glob("checkpoint_epoch_*.pt"), folder / BEST) if path.exists()]
     if not others and not (folder / LAST).exists():

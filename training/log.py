@@ -83,10 +83,10 @@ def describe_data(train: PairBatches, val: PairBatches, data_hash: str) -> str:
         f"data       {counts[0]} train and {counts[1]} val pairs, {hours:.2f} h to predict, "
         f"[{codec.embedding_dim}, {dataset.num_frames}] embeddings {train.place}, hash {data_hash}"
     )
-    return "\n".join(filter(None, [line, describe_tracks(dataset.segments.tracks, val.dataset.segments.tracks)]))
+    return "\n".join(filter(None, [line, split_warning(dataset.segments.tracks, val.dataset.segments.tracks)]))
 
 
-def describe_tracks(train: set[str], val: set[str]) -> str:
+def split_warning(train: set[str], val: set[str]) -> str:
     """A warning if the validation split is too weak for a verdict, else empty."""
     if shared := len(train & val):
         return (

@@ -32,7 +32,7 @@ class Run:
     val_data: PairBatches
     parallel: torch.nn.Module  # the model, under DistributedDataParallel with several processes
     metadata: dict[str, object]  # what every checkpoint says about the run
-    changed: dict[str, list]  # since the run was saved, until an epoch logs it: {setting: [saved, now]}
+    changed: dict[str, list]  # differences to the resumed checkpoint, {name: [saved, now]}, until an epoch logs them
     synced_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -50,7 +50,7 @@ class Run:
 def record_epoch(run: Run, state: TrainState, line: dict[str, object]) -> None:
     """Save and log a finished epoch. `line` goes to metrics.jsonl.
 
-    A killed process loses nothing that was saved. A power failure can cost the last half minute.
+    After a kill, all saved epochs are intact. A power failure can cost the last half minute.
     """
     if run.changed:
         line["changed"], run.changed = run.changed, {}

@@ -39,7 +39,7 @@ class TrainState:
         } | {name: getattr(self, name) for name in COUNTERS}
 
     def restore(self, saved: dict, config: TrainConfig, path: Path) -> None:
-        """Load the checkpoint at `path`, then apply the settings of `config` that differ from the saved run's.
+        """Load `saved`, then apply the settings of `config` that differ from it. `path` is named in errors.
 
         The scheduler's current learning rate stays, unless `config.lr` differs from the saved run's.
         Raises UserError if the run was saved with a different kind of scheduler.

@@ -67,24 +67,24 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"synthesizing {settings.num_tracks + settings.val_tracks} tracks of {TRACK_S} s", flush=True)
     tracks = torch.from_numpy(np.stack([track(settings.seed, k, TRACK_S) for k in range(settings.num_tracks)]))
-    unheard = [track(settings.seed, FIRST_VAL_TRACK + k, TRACK_S) for k in range(settings.val_tracks)]
-    unheard = torch.from_numpy(np.stack(unheard)).to(device)
+    val_music = [track(settings.seed, FIRST_VAL_TRACK + k, TRACK_S) for k in range(settings.val_tracks)]
+    val_music = torch.from_numpy(np.stack(val_music)).to(device)
     torch.manual_seed(settings.seed)
     model = build_model(NUM_FILTERS, NUM_CODEBOOKS)
     start_as_resampler(model)
     model.to(device).train()
-    train(model, settings, tracks, unheard)
-    print(f"wrote {export(model, folder)}: {report(model, unheard)}")
+    train(model, settings, tracks, val_music)
+    print(f"wrote {export(model, folder)}: {report(model, val_music)}")
     return 0
 
 
 # ------------------------------------------------------------------ training
 
 
-def train(model: EncodecModel, settings: Settings, tracks: torch.Tensor, unheard: torch.Tensor) -> None:
+def train(model: EncodecModel, settings: Settings, tracks: torch.Tensor, val_music: torch.Tensor) -> None:
     """Train encoder and decoder, fit the codebooks, then train the decoder alone.
 
-    tracks, unheard: training and validation music, [tracks, samples].
+    tracks, val_music: training and validation music, [tracks, samples].
     """
     parameters = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, betas=(0.8, 0.95))
@@ -101,7 +101,7 @@ def train(model: EncodecModel, settings: Settings, tracks: torch.Tensor, unheard
         if done % settings.report_every == 0 or done == settings.steps:
             per_second = done / (time.monotonic() - started)
             print(
-                f"step {done}/{settings.steps}: loss {np.mean(losses):.3f}, {report(model, unheard)}, "
+                f"step {done}/{settings.steps}: loss {np.mean(losses):.3f}, {report(model, val_music)}, "
                 f"{per_second:.2f} steps/s, {(settings.steps - done) / per_second / 60:.0f} min left",
                 flush=True,
             )
@@ -114,12 +114,12 @@ def train_step(
     """Train one step and return its loss."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
-    is_alone = step >= settings.joint_steps
+    decoder_only = step >= settings.joint_steps
     clips = draw_clips(np.random.default_rng([settings.seed, 1, step]), tracks, settings.batch_size)
     clips = clips.to(next(model.parameters()).device)
-    with torch.set_grad_enabled(not is_alone):
+    with torch.set_grad_enabled(not decoder_only):
         embeddings = model.encoder(clips)
-    if is_alone:
+    if decoder_only:
         continuous, others = embeddings.chunk(2)
         embeddings = torch.cat([continuous, quantize(model, others)])
     value = loss(clips, model.decoder(embeddings), embeddings)
@@ -133,8 +133,10 @@ def train_step(
 
 def learning_rate(step: int, settings: Settings) -> float:
     """In each of the two phases: 100 steps of warm-up, then a half-cosine decay to 2%."""
-    is_alone = step >= settings.joint_steps
-    done, steps = (step - settings.joint_steps, settings.decoder_steps) if is_alone else (step, settings.joint_steps)
+    decoder_only = step >= settings.joint_steps
+    done, steps = step, settings.joint_steps
+    if decoder_only:
+        done, steps = step - settings.joint_steps, settings.decoder_steps
     return settings.lr * min(1, (done + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * done / steps)) / 2)
 
 
@@ -168,10 +170,10 @@ def loss(truth: torch.Tensor, decoded: torch.Tensor, embeddings: torch.Tensor) -
 
 
 @torch.no_grad()
-def report(model: EncodecModel, unheard: torch.Tensor) -> str:
+def report(model: EncodecModel, val_music: torch.Tensor) -> str:
     """A phrase with the mean signal-to-noise ratio over the validation tracks."""
     ratios = {"continuous": [], "6 kbit/s": []}
-    for one in unheard:
+    for one in val_music:
         embeddings = model.encoder(one[None, None])
         ratios["continuous"].append(signal_to_noise_db(one, model.decoder(embeddings)))
         if are_fitted(model):
