@@ -174,12 +174,12 @@ def _build(sources: list[str], recorded: dict[str, str], previous: Metadata | No
     # Sorting by a hash means that an added file does not change the order of the others.
     sources.sort(key=lambda source: hashlib.sha256(os.fsencode(f"{settings.seed}/{source}")).digest())
     print(f"{len(sources)} audio files in {input_dir}", flush=True)
-    cut = SegmentationSettings(
+    segmentation = SegmentationSettings(
         str(input_dir), str(staging), settings.segment_duration, settings.min_level_db, settings.sample_rate
     )
     earlier = PreviousSplits.from_metadata(previous) if previous else PreviousSplits()
     with Workers(min(settings.num_workers or available_cores(), len(sources))) as workers:
-        selection = select_pairs(sources, cut, settings.max_pairs, settings.val_pairs, earlier, workers)
+        selection = select_pairs(sources, segmentation, settings.max_pairs, settings.val_pairs, earlier, workers)
     report_files(selection, settings.max_pairs)
     if not selection.train:
         if not (staging / PREVIOUS_NAME).exists():

@@ -41,7 +41,7 @@ class Selection:
 
 def select_pairs(
     sources: list[str],
-    cut: SegmentationSettings,
+    settings: SegmentationSettings,
     max_pairs: int,
     val_pairs: int,
     earlier: PreviousSplits,
@@ -55,11 +55,11 @@ def select_pairs(
     The plan is based on the lengths in the headers. If a header is wrong, or a recording occurs twice, further rounds
     take more pairs from the other tracks.
     """
-    read = workers.map(functools.partial(probe_track, cut), sources, lambda *_: (0.0, 0))
+    read = workers.map(functools.partial(probe_track, settings), sources, lambda *_: (0.0, 0))
     headers = dict(zip(sources, Progress().over(read, len(sources), "headers read"), strict=True))
     lengths_s = {source: seconds for source, (seconds, _) in headers.items()}
     # How many pairs each track has according to its header.
-    promised = {source: max(1, int(seconds / cut.segment_duration) - 1) for source, seconds in lengths_s.items()}
+    promised = {source: max(1, int(seconds / settings.segment_duration) - 1) for source, seconds in lengths_s.items()}
     selection, pairs_of, links = Selection(lengths_s=lengths_s, songs=songs_of_stems(sources)), {}, []
     tracks = selection.tracks
     splits = known = earlier.known(sources, tracks)  # by their paths, because nothing has been read yet
@@ -70,7 +70,7 @@ def select_pairs(
         work = [(source, pairs) for source, pairs in needed.items() if pairs]
         if not work:
             break
-        staged = workers.map(functools.partial(stage_track, cut), work, lost_track)
+        staged = workers.map(functools.partial(stage_track, settings), work, lost_track)
         tracks.update((track.source, track) for track in Progress().over(staged, len(work), "tracks cut"))
         known = earlier.known(sources, tracks)
         # Of two copies, use the known one, else the longer one (a download may be incomplete), else the larger file.

@@ -10,7 +10,7 @@ from dataset.gathering import Selection
 from dataset.pairs import METADATA_NAME
 from dataset.selection import TRACKS_FOR_A_VERDICT
 
-MOST_LINES = 5  # lines about files with the same problem; beyond that they share one
+MAX_LINES = 5  # lines about files with the same problem; beyond that they share one
 
 
 def totals(selection: Selection, segment_duration: int) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _print_grouped(what: str, reasons: dict[str, str], where: str) -> None:
         kind = re.sub(r"(?<= as ).*|[\d.]+(?= s\b)|\d+ of \d+| \([^()]*\)$", "...", reason)
         groups.setdefault(kind, []).append(source)
     for sources in groups.values():
-        if len(sources) <= MOST_LINES:
+        if len(sources) <= MAX_LINES:
             lines = [f"{printable(source)}: {printable(reasons[source])}" for source in sources]
         else:
             first, second, third = map(printable, sources[:3])

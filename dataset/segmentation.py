@@ -52,9 +52,9 @@ def remove_staged(output_dir: Path) -> None:
         (output_dir / STAGING_NAME).rmdir()
 
 
-def probe_track(cut: SegmentationSettings, source: str) -> tuple[float, int]:
+def probe_track(settings: SegmentationSettings, source: str) -> tuple[float, int]:
     """(seconds by its header, bytes of the file) of a track; (0, 0) if it cannot be read."""
-    path = Path(cut.input_dir, source)
+    path = Path(settings.input_dir, source)
     try:
         with open_audio(path) as audio:
             return audio.duration_s, path.stat().st_size
@@ -62,24 +62,24 @@ def probe_track(cut: SegmentationSettings, source: str) -> tuple[float, int]:
         return 0.0, 0
 
 
-def stage_track(cut: SegmentationSettings, source_and_pairs: tuple[str, int]) -> Track:
+def stage_track(settings: SegmentationSettings, source_and_pairs: tuple[str, int]) -> Track:
     """Read a track and write the segments of its first usable pairs, up to the requested number.
 
     A segment is usable if it is finite and at least `min_level_db` loud. The staged folder appears complete, by one
     rename. If it exists already, it is used as it is.
     """
     source, pairs = source_and_pairs
-    path, key = Path(cut.input_dir, source), _staging_key(cut, source, pairs)
-    final = Path(cut.staging, key)
+    path, key = Path(settings.input_dir, source), _staging_key(settings, source, pairs)
+    final = Path(settings.staging, key)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads((final / "track.json").read_text())
         return Track(source, [Segment(**segment) for segment in record.pop("segments")], staged=str(final), **record)
 
-    partial = Path(cut.staging, f"{key}.{os.getpid()}.part")
+    partial = Path(settings.staging, f"{key}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    segments, staged_pairs, is_whole, problem = _cut(cut, path, pairs, partial)
-    if _staging_key(cut, source, pairs) != key:
+    segments, staged_pairs, is_whole, problem = _cut(settings, path, pairs, partial)
+    if _staging_key(settings, source, pairs) != key:
         segments, staged_pairs, is_whole = [], 0, True
         problem = CHANGED
     record = {"segments": [asdict(s) for s in segments], "staged_pairs": staged_pairs, "is_whole": is_whole}
@@ -94,28 +94,28 @@ def lost_track(source_and_pairs: tuple[str, int], reason: str) -> Track:
     return Track(source_and_pairs[0], [], problem=reason)
 
 
-def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
+def _cut(settings: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tuple[list[Segment], int, bool, str]:
     """Write NNNNN.wav for the segments of the first `pairs` usable pairs, and the track's prints, into `folder`.
 
     Returns the segments read, the number of pairs written, whether the whole track was read, and its problem.
     """
     segments: list[Segment] = []
-    fingerprint, previous, written, is_whole = Fingerprint(cut.sample_rate), None, 0, True
+    fingerprint, previous, written, is_whole = Fingerprint(settings.sample_rate), None, 0, True
     seconds = 0.0
     try:
         with open_audio(path) as audio:
-            for index, samples in enumerate(stream_segments(audio, cut.segment_duration, cut.sample_rate)):
-                if written >= pairs and index * cut.segment_duration >= MIN_READ_S:
+            for index, samples in enumerate(stream_segments(audio, settings.segment_duration, settings.sample_rate)):
+                if written >= pairs and index * settings.segment_duration >= MIN_READ_S:
                     is_whole = False
                     break
-                segment, pcm16 = _examine(samples, cut.min_level_db)
+                segment, pcm16 = _examine(samples, settings.min_level_db)
                 segments.append(segment)
                 fingerprint.add(samples if segment.digest else np.zeros_like(samples))
                 if previous is not None and segment.usable and written < pairs:
                     for number, segment_pcm16 in ((index - 1, previous), (index, pcm16)):
                         wav = folder / f"{number:05d}.wav"
                         if not wav.exists():
-                            _write(wav, wav_bytes(segment_pcm16, cut.sample_rate))
+                            _write(wav, wav_bytes(segment_pcm16, settings.sample_rate))
                     written += 1
                 previous = pcm16 if segment.usable else None
             problem, seconds = audio.problem, audio.seconds
@@ -127,7 +127,7 @@ def _cut(cut: SegmentationSettings, path: Path, pairs: int, folder: Path) -> tup
         what = f"NaN or samples beyond {MAX_SAMPLE:.0f} times full scale"
         problems.append(f"left out {broken} of {len(segments)} segments: {what}")
     if len(segments) < 2:
-        problems.append(f"shorter than the {2 * cut.segment_duration} s of a pair ({seconds:.1f} s)")
+        problems.append(f"shorter than the {2 * settings.segment_duration} s of a pair ({seconds:.1f} s)")
     elif written == 0:
         cancel, quiet = "its channels cancel out (their mean is silence)", "no two consecutive segments are loud enough"
         problems.append(cancel if audio.channels_cancel else quiet)
@@ -139,14 +139,14 @@ def _write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
-def _staging_key(cut: SegmentationSettings, source: str, pairs: int) -> str:
+def _staging_key(settings: SegmentationSettings, source: str, pairs: int) -> str:
     """The name of a track's staged folder: a hash of the file's version and the settings."""
     try:
-        about = Path(cut.input_dir, source).stat()
+        about = Path(settings.input_dir, source).stat()
         version = (about.st_size, about.st_ctime_ns)  # ctime changes with content, name and permissions
     except OSError as error:
         version = (error.errno,)
-    identity = [source, *version, pairs, cut.segment_duration, cut.min_level_db, cut.sample_rate]
+    identity = [source, *version, pairs, settings.segment_duration, settings.min_level_db, settings.sample_rate]
     return hashlib.sha256(repr(identity).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from common.progress import Progress
 
-MOST_PAIRS = 2000  # fit to at most this many, evenly sampled; a dataset has fewer by default
+MAX_PAIRS = 2000  # fit to at most this many, evenly sampled; a dataset has fewer by default
 BLOCK = 128  # pairs per block. Two blocks of 16 s take 320 MB
 FOLDS = 5
 PENALTIES = np.logspace(-3, 2, 11)  # as shares of the inputs' mean squared distance from their mean
@@ -35,7 +35,7 @@ class ClipRidge:
         The penalty is chosen by cross-validation with five folds of tracks, or of pairs if there is only one track.
         """
         self.pairs, self.std = pairs, std.float().cpu()
-        count = min(len(pairs), MOST_PAIRS)
+        count = min(len(pairs), MAX_PAIRS)
         self.chosen = np.linspace(0, len(pairs) - 1, count).round().astype(int)
         self.inputs, outputs = self._products(progress)
         numbers = {track: number for number, track in enumerate(dict.fromkeys(tracks))}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from evaluation.horizon import USEFUL_REACH_S, reach_s
 from evaluation.measures import BANDS, TINY, TrackErrors
-from evaluation.verdict import BASELINES, COMPARED, LEAST_LEAD, LINEAR_NAME, Evidence, Interval
+from evaluation.verdict import BASELINES, COMPARED, LINEAR_NAME, MIN_LEAD, Evidence, Interval
 
 ABLATION_LABELS = {"input_shuffled": "shuffled in time", "input_swapped": "another track's"}
 DRAWN_BASELINES = ("channel_regression", "loop")
-LEAST_SHARE = 0.05  # the sentences leave out bands with a smaller share of the error
+MIN_SHARE = 0.05  # the sentences leave out bands with a smaller share of the error
 
 
 def diagnose(errors: TrackErrors) -> dict[str, object]:
@@ -43,7 +43,7 @@ def diagnose(errors: TrackErrors) -> dict[str, object]:
 
 def where_it_lies(diagnosis: dict) -> str:
     """In which modulation bands the skill lies, and what the model misses."""
-    changing = [band for band in diagnosis["bands"][1:] if band["share"] > LEAST_SHARE]
+    changing = [band for band in diagnosis["bands"][1:] if band["share"] > MIN_SHARE]
     if not changing:
         return "The clips do not change over time. There is only their average to predict."
     best = max(changing, key=lambda band: band["skill"])
@@ -54,7 +54,7 @@ def where_it_lies(diagnosis: dict) -> str:
         f"Of the model's skill of {diagnosis['skill']:+.2f}, {diagnosis['skill_of_average']:+.2f} comes from each "
         f"clip's average and {diagnosis['skill_of_changes']:+.2f} from the changes around it."
     )
-    if best["skill_interval"][0] > LEAST_LEAD:
+    if best["skill_interval"][0] > MIN_LEAD:
         text += f" It predicts changes at {best['label']} best (skill {best['skill']:+.2f})."
     if left > 0.01:
         share = missed[worst["label"]] / left
@@ -68,9 +68,9 @@ def what_it_uses(diagnosis: dict) -> str:
     shuffled, swapped = (costs.get(label) for label in ABLATION_LABELS.values())
     if swapped is None:
         conclusion = "there is no other track to test with"
-    elif swapped.low <= LEAST_LEAD:
+    elif swapped.low <= MIN_LEAD:
         conclusion = "there is no evidence that it uses its input"
-    elif shuffled.low <= LEAST_LEAD:
+    elif shuffled.low <= MIN_LEAD:
         conclusion = "there is evidence only that it uses the overall sound of its input, not the order"
     else:
         conclusion = "it uses the order of its input"
@@ -106,7 +106,7 @@ def limit(
         reasons.append(f"it fits its training pairs better than new ones ({skills}), so more music may help")
     if still_improved:
         reasons.append("its best epoch is the last one, so it was still improving when training ended")
-    if evidence.leads[best].high < -LEAST_LEAD:
+    if evidence.leads[best].high < -MIN_LEAD:
         name = BASELINES.get(best, LINEAR_NAME)
         reasons.append(f"there is more to find: {name} reaches {evidence.skills[best]:+.2f}")
     if not reasons and slope is not None and slope < 0.8:
@@ -117,7 +117,7 @@ def limit(
         missed = {band["label"]: band["share"] * (1 - band["skill"]) for band in diagnosis["bands"] if band["share"]}
         label = max(missed, key=missed.get)
         what = "each clip's average" if label == BANDS[0] else f"changes at {label}"
-        has_skill = evidence.skill.low > LEAST_LEAD
+        has_skill = evidence.skill.low > MIN_LEAD
         why = "it averages what it cannot know, as MSE demands" if has_skill else "it has learned almost nothing"
         share = missed[label] / max(sum(missed.values()), TINY)
         reasons.append(f"{why}; the largest part of what it misses ({share:.0%}) is {what}")

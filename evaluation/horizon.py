@@ -18,7 +18,7 @@ from evaluation.clip_ridge import Pairs
 from evaluation.comparison import spread_over_tracks
 from evaluation.figures import chart
 from evaluation.measures import Estimate, interval_of_mean, one_thread, sum_by_track
-from evaluation.verdict import LEAST_LEAD
+from evaluation.verdict import MIN_LEAD
 
 TRAIN_PAIRS, VAL_PAIRS = 300, 100
 PAST_FRAMES = 8  # that the linear map sees, besides the mean of all frames so far
@@ -26,7 +26,7 @@ STRIDE = 2  # predict from every second frame: neighboring frames say nearly the
 PENALTIES = np.logspace(-4, 1, 6)  # as shares of the number of samples
 HELD_OUT = 5  # one in five training tracks is held out to choose the penalty
 BATCH = 4  # pairs whose products are summed in float32, before they are added in float64
-FEWEST_FRAMES = 16  # in a segment
+MIN_FRAMES = 16  # in a segment
 USEFUL_REACH_S = 0.5  # with less, the embedding is named as the limit
 
 CURVE_STYLES = {"embedding": ("#0b62c4", "embedding"), "log_mel": ("#b85a00", "log-mel spectrogram")}
@@ -193,15 +193,15 @@ class _Moments:
 def _too_small(train: Split) -> str:
     if len(set(train.tracks)) < 2:
         return "it needs at least two training tracks"
-    if train.pairs[0][0].shape[1] < FEWEST_FRAMES:
-        return f"it needs segments of at least {FEWEST_FRAMES} frames"
+    if train.pairs[0][0].shape[1] < MIN_FRAMES:
+        return f"it needs segments of at least {MIN_FRAMES} frames"
     return ""
 
 
 def reach_s(seconds: list[float], curve: dict[str, np.ndarray]) -> float:
     """The last lag, in seconds, before the skill's interval first reaches below 0.01; 0 if it does so at one frame."""
     low = np.where(np.isnan(curve["low"]), curve["skill"], curve["low"])  # no interval over a single track
-    counts = low > LEAST_LEAD
+    counts = low > MIN_LEAD
     return seconds[-1] if counts.all() else ([0.0, *seconds])[int(counts.argmin())]
 
 

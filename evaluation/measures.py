@@ -17,8 +17,8 @@ import torch
 BAND_EDGES_HZ = (0.0, 0.25, 1.0, 4.0, 12.0)
 BANDS = ("average", "< 0.25 Hz", "0.25–1 Hz", "1–4 Hz", "4–12 Hz", "> 12 Hz")  # "average": 0 Hz, over a clip
 TINY = 1e-300
-FARTHEST = 2.0  # limit for the distance of an interval's end, relative to Student's t
-LEAST_SCALE = 0.1  # least error of a track under the training mean, as a share of the median track's, per pair
+MAX_REACH = 2.0  # limit for the distance of an interval's end, relative to Student's t
+MIN_SCALE = 0.1  # least error of a track under the training mean, as a share of the median track's, per pair
 
 Errors = dict[str, np.ndarray]
 
@@ -153,8 +153,8 @@ def interval_of_mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """u from y = u + g u² / 3 + g² u³ / 27 + g / 6n, where u = (mean − truth) ÷ deviation."""
             return 3 / skewness * (np.cbrt(1 + skewness * (y - skewness / (6 * count))) - 1)
 
-        below = np.fmax(1, np.minimum(inverse(reach) / reach, FARTHEST))
-        above = np.fmax(1, np.minimum(-inverse(-reach) / reach, FARTHEST))
+        below = np.fmax(1, np.minimum(inverse(reach) / reach, MAX_REACH))
+        above = np.fmax(1, np.minimum(-inverse(-reach) / reach, MAX_REACH))
     return mean - below * deviation * reach, mean + above * deviation * reach
 
 
@@ -174,7 +174,7 @@ class TrackErrors:
             parts["total"] = parts["seconds"].sum(axis=1)
         scale = self.total("training_mean")
         pairs = np.array([len(group) for group in by_track(tracks).values()])
-        least = max(LEAST_SCALE * np.median(scale / pairs), 1e-9 * np.mean(scale / pairs), TINY)
+        least = max(MIN_SCALE * np.median(scale / pairs), 1e-9 * np.mean(scale / pairs), TINY)
         self.scale = np.maximum(scale, least * pairs)
 
     def total(self, row: str) -> np.ndarray:

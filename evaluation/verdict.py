@@ -14,7 +14,7 @@ from dataset.selection import TRACKS_FOR_A_VERDICT
 
 # A lead below a hundredth of the training mean's error is ignored, however certain it is. The training mean differs
 # from the validation tracks' own mean by about that much.
-LEAST_LEAD = 0.01
+MIN_LEAD = 0.01
 
 # What the model must beat besides the training mean, with the names used in the sentence.
 BASELINES = {
@@ -92,11 +92,11 @@ class Evidence:
     def beats(self, baseline: str) -> bool:
         """Whether the lead counts."""
         lead = self.skill if baseline == "training_mean" else self.leads[baseline]
-        return lead.low > LEAST_LEAD and self.lower_error[baseline]
+        return lead.low > MIN_LEAD and self.lower_error[baseline]
 
     @property
     def uses_input(self) -> bool:
-        return self.input_cost is not None and self.input_cost.low > LEAST_LEAD
+        return self.input_cost is not None and self.input_cost.low > MIN_LEAD
 
     def closest(self, baselines: Collection[str]) -> str:
         """The baseline that the model leads by least, among those that it does not beat, or among all."""
@@ -114,7 +114,7 @@ def decide(evidence: Evidence) -> str:
         if evidence.uses_input and not all(map(evidence.beats, COPIES)):
             return "copies"
         return "better_than_average"
-    return "worse" if evidence.skill.high < -LEAST_LEAD else "not_distinguishable"
+    return "worse" if evidence.skill.high < -MIN_LEAD else "not_distinguishable"
 
 
 def verdict(evidence: Evidence) -> dict[str, str | bool]:
@@ -152,13 +152,13 @@ def _reasons(evidence: Evidence, outcome: str) -> str:
 def _lead_over(baseline: str, evidence: Evidence) -> str:
     """How the model compares with the closest baseline."""
     name, lead, skill = BASELINES[baseline], evidence.leads[baseline], evidence.skills[baseline]
-    if evidence.skill.low > LEAST_LEAD and not evidence.lower_error["training_mean"]:
+    if evidence.skill.low > MIN_LEAD and not evidence.lower_error["training_mean"]:
         return "But its error over all pairs together is above the training mean's"
     if all(map(evidence.beats, BASELINES)):
         return f"It leads every baseline, and the closest, {name}, by {lead}"
-    if lead.high < -LEAST_LEAD:
+    if lead.high < -MIN_LEAD:
         return f"It is behind {name}, which has {skill:+.2f} (lead {lead})"
-    if lead.low > LEAST_LEAD:
+    if lead.low > MIN_LEAD:
         return f"It is ahead of {name} on the average track (lead {lead}), but not in the error over all pairs together"
     if lead.low > 0:
         return f"It is ahead of {name} by too little to count (lead {lead})"
@@ -169,7 +169,7 @@ def _needs_a_transformer(evidence: Evidence, outcome: str) -> str:
     """A sentence on the linear map that was fitted to the same pairs."""
     lead, skill = evidence.leads[LINEAR], evidence.skills[LINEAR]
     word = "Unclear"
-    if outcome != "undecided" and lead.high < -LEAST_LEAD:
+    if outcome != "undecided" and lead.high < -MIN_LEAD:
         word = "No"
     elif outcome != "undecided" and evidence.beats(LINEAR) and evidence.beats("training_mean"):
         word = "Yes"

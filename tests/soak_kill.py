@@ -42,7 +42,7 @@ from common.files import PARTIAL_FILE  # noqa: E402
 SCRIPTS = ("create_dataset_pairs_wav", "dataset_wav_pairs", "train_simple_ddp", "evaluate_continuation")
 SCRIPTS += ("generate_continuation",)
 CODEC = ("--encodec_weights", "demo", "--device", "cpu")
-MOST_KILLS_IN_A_CHAIN = 6
+MAX_KILLS_PER_CHAIN = 6
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def main() -> int:
             # The stage that is furthest behind its share.
             stage = min(chosen, key=lambda stage: soak.counts[stage.name] / stage.share)
             left = args.kills - soak.counts["kills"]
-            per_chain = min(MOST_KILLS_IN_A_CHAIN, left, max(2, args.kills * stage.share // 25))
+            per_chain = min(MAX_KILLS_PER_CHAIN, left, max(2, args.kills * stage.share // 25))
             if soak.chain(stage, per_chain) == 0:
                 soak.counts[stage.name] += 0.2  # it ended before the kill, so let the others have a turn
     kills, failures = soak.counts["kills"], soak.counts["failures"]

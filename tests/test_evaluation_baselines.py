@@ -121,7 +121,7 @@ def test_the_clip_ridge_finds_successors_that_the_frame_ridge_misses(rng):
 
 
 def test_the_clip_ridge_takes_a_sample_of_many_pairs(rng, monkeypatch):
-    monkeypatch.setattr("evaluation.clip_ridge.MOST_PAIRS", 30)
+    monkeypatch.setattr("evaluation.clip_ridge.MAX_PAIRS", 30)
     monkeypatch.setattr("evaluation.clip_ridge.BLOCK", 7)
     train = Jukebox(rng, coin=False).draw(tracks=40)
     found = fitted(train).clip_ridge
