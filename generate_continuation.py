@@ -4,10 +4,10 @@
     python generate_continuation.py *.flac --num_segments 4      # 64 s, each 16 s predicted from the 16 s before
     python generate_continuation.py song.wav --quantize          # through the 6 kbps codebooks
 
-Each input gives three files. NAME_context.wav is its last 16 seconds, mono at
-the codec's rate but not encoded. NAME_joined.wav is context and
-continuation, decoded in one piece so that there is no click between them. NAME_continuation.wav is the second part of
-NAME_joined.wav. Another run replaces these files, but never a file that this script did not write.
+Each input gives three files. NAME_context.wav is its last 16 seconds, mono at the codec's rate but not encoded.
+NAME_joined.wav is context and continuation, decoded in one piece so that there is no click between them.
+NAME_continuation.wav is the second part of NAME_joined.wav. Another run replaces these files, but never a file that
+this script did not write.
 Inputs that cannot be continued are named and skipped. The exit status is then 1.
 """
 

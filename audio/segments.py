@@ -63,8 +63,7 @@ def stream_segments(audio: AudioReader, segment_duration: int, sample_rate: int)
 def read_last_samples(path: str | os.PathLike, num_samples: int, sample_rate: int) -> tuple[np.ndarray, str]:
     """The last `num_samples` of a file at `sample_rate` Hz: float32 [at most num_samples], mono.
 
-    Also returns what is wrong with the file ("" if nothing). Raises AudioError if the file
-    cannot be read.
+    Also returns what is wrong with the file ("" if nothing). Raises AudioError if the file cannot be read.
     """
     with open_audio(path) as audio:
         tail: deque[np.ndarray] = deque()

@@ -16,7 +16,8 @@ else
     weights=demo
     cat <<'BANNER'
 *** EnCodec's published weights could not be loaded or downloaded, or another check failed (see step 2). The demo uses
-*** the small codec in demo/, which was trained on synthetic music. It sounds duller than EnCodec, but you can still hear what the model predicted.
+*** the small codec in demo/, which was trained on synthetic music. It sounds duller than EnCodec, but you can still hear
+*** what the model predicted.
 BANNER
 fi
 

@@ -179,8 +179,8 @@ def fit(pairs: Pairs, tracks: list[str], mean: torch.Tensor, std: torch.Tensor, 
     last_frames = max(LAST_FRAMES, key=explained.get)
     total = _total(folds)
     frames = total.count * total.y.shape[1]
-    by_position, penalty = _best_ridge(folds) if len(folds) > 1 else (False, 1.0)
-    center_in, center_out = by_position * total.x / total.count, by_position * total.y / total.count
+    subtract_positions, penalty = _best_ridge(folds) if len(folds) > 1 else (False, 1.0)
+    center_in, center_out = subtract_positions * total.x / total.count, subtract_positions * total.y / total.count
     xx, xy, _ = total.about(center_in, center_out)
     return FittedBaselines(
         mean=mean,
@@ -220,11 +220,12 @@ def _best_ridge(folds: list[_Sums]) -> tuple[bool, float]:
     for left_out in folds:
         rest = _total([fold for fold in folds if fold is not left_out])
         frames = (rest.count + left_out.count) * rest.y.shape[1]
-        for by_position in (False, True):
-            center = by_position * rest.x / rest.count, by_position * rest.y / rest.count
+        for subtract_positions in (False, True):
+            center = subtract_positions * rest.x / rest.count, subtract_positions * rest.y / rest.count
             weights = _solve(*rest.about(*center)[:2], list(RIDGE_PENALTIES * frames))
             xx, xy, yy = left_out.about(*center)
             for penalty, w in zip(RIDGE_PENALTIES, weights, strict=True):
                 error = float(yy.trace() + (w * (xx @ w)).sum() - 2 * (w * xy).sum())
-                errors[by_position, float(penalty)] = errors.get((by_position, float(penalty)), 0.0) + error
+                key = subtract_positions, float(penalty)
+                errors[key] = errors.get(key, 0.0) + error
     return min(errors, key=errors.get)

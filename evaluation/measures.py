@@ -18,7 +18,7 @@ BAND_EDGES_HZ = (0.0, 0.25, 1.0, 4.0, 12.0)
 BANDS = ("average", "< 0.25 Hz", "0.25–1 Hz", "1–4 Hz", "4–12 Hz", "> 12 Hz")  # "average": 0 Hz, over a clip
 TINY = 1e-300
 MAX_REACH = 2.0  # limit for the distance of an interval's end, relative to Student's t
-MIN_SCALE = 0.1  # least error of a track under the training mean, as a share of the median track's, per pair
+MIN_SCALE = 0.1  # smallest error of a track under the training mean, as a share of the median track's, per pair
 
 Errors = dict[str, np.ndarray]
 
